@@ -1,0 +1,22 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import pytest
+from lab import Lab
+
+
+@pytest.fixture(scope="module")
+def lab():
+    """A lab for the tests of one file."""
+    made = Lab()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def own_lab():
+    """A lab for one test, where the test breaks things."""
+    made = Lab()
+    yield made
+    made.close()

@@ -1,0 +1,328 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Real PostgreSQL and PgBouncer instances for tests, on loopback, below one directory that is removed afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import json
+import os
+import pathlib
+import pwd
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+import psycopg
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+SUPERUSER_PASSWORD = "super secret: 'quoted' \\ password"
+BIN = pathlib.Path(sorted(glob.glob("/usr/lib/postgresql/*/bin"), key=lambda path: float(path.split("/")[4]))[-1])
+
+
+def run(argv, user=None, check=True, timeout=120, **kwargs):
+    """Run a program, as another user if named, and return its output."""
+    if user:
+        account = pwd.getpwnam(user)
+        kwargs.update(user=account.pw_uid, group=account.pw_gid, extra_groups=[])
+    done = subprocess.run(
+        [str(word) for word in argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, timeout=timeout, cwd="/", check=False, **kwargs,
+    )  # fmt: skip
+    if check and done.returncode:
+        raise AssertionError("%s -> %s\n%s" % (argv, done.returncode, done.stdout))
+    return done.stdout
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Lab:
+    """A directory that user postgres owns, and what runs in it."""
+
+    def __init__(self):
+        self.path = pathlib.Path(tempfile.mkdtemp(prefix="pgfleet-test-", dir="/var/tmp"))
+        shutil.chown(self.path, "postgres", "postgres")
+        self.path.chmod(0o755)
+        self.parts = []
+
+    def postgres(self, name, **kwargs):
+        part = Postgres(self, name, **kwargs)
+        self.parts.append(part)
+        return part
+
+    def pgbouncer(self, name, databases, **kwargs):
+        part = PgBouncer(self, name, databases, **kwargs)
+        self.parts.append(part)
+        return part
+
+    def close(self):
+        for part in reversed(self.parts):
+            with contextlib.suppress(Exception):
+                part.stop("immediate")
+        # A server that a module started is known by its data directory only.
+        for pidfile in self.path.glob("**/postmaster.pid"):
+            with contextlib.suppress(OSError, ValueError):
+                os.kill(int(pidfile.read_text().split()[0]), signal.SIGQUIT)
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+class Postgres:
+    """One instance: configuration in NAME/config, data in NAME/data, log in NAME/log. Superuser postgres, SCRAM by TCP."""
+
+    def __init__(self, lab, name, settings=None, checksums=True):
+        self.lab, self.name = lab, name
+        self.port = free_port()
+        self.base = lab.path / name
+        self.data = self.base / "data"
+        self.config = self.base / "config"
+        self.config_file = self.config / "postgresql.conf"
+        self.log = self.base / "log"
+        self.passfile = self.base / "passfile"
+        self.checksums = checksums
+        for directory in (self.base, self.config):
+            self._own(directory, mkdir=True)
+        self.write_config(settings or {})
+        self.write(self.passfile, "*:*:*:*:%s\n" % re.sub(r"([\\:])", r"\\\1", SUPERUSER_PASSWORD), 0o600)
+
+    def _own(self, path, mkdir=False, mode=0o700):
+        if mkdir:
+            path.mkdir(mode=mode, exist_ok=True)
+        shutil.chown(path, "postgres", "postgres")
+
+    def write(self, path, text, mode=0o600):
+        path.write_text(text)
+        path.chmod(mode)
+        self._own(path)
+
+    def write_config(self, settings):
+        values = {
+            "listen_addresses": "127.0.0.1", "port": self.port, "unix_socket_directories": "", "hba_file": self.config / "pg_hba.conf",
+            "ident_file": self.config / "pg_ident.conf", "data_directory": self.data, "wal_level": "replica", "hot_standby": "on",
+            "max_wal_senders": 10, "max_replication_slots": 10, "wal_keep_size": "128MB", "fsync": "off", "shared_buffers": "16MB",
+            "max_connections": 60, "cluster_name": self.name, "password_encryption": "scram-sha-256", "wal_receiver_status_interval": "1s",
+            "min_wal_size": "64MB", "max_wal_size": "1GB", "logging_collector": "off", "log_line_prefix": "%m [%p] ", **settings,
+        }  # fmt: skip
+        self.write(self.config_file, "".join("%s = '%s'\n" % item for item in values.items()))
+        self.write(self.config / "pg_hba.conf", "host all all 127.0.0.1/32 scram-sha-256\nhost replication all 127.0.0.1/32 scram-sha-256\n")
+        self.write(self.config / "pg_ident.conf", "")
+
+    def init(self):
+        secret = self.base / "secret"
+        self.write(secret, SUPERUSER_PASSWORD + "\n")
+        options = ["-k"] if self.checksums else []
+        run([BIN / "initdb", "-D", self.data, "-A", "scram-sha-256", "-U", "postgres", "--pwfile", secret, "-N", "--locale=C.UTF-8", *options], user="postgres")
+        secret.unlink()
+        for name in ("postgresql.conf", "pg_hba.conf", "pg_ident.conf"):
+            (self.data / name).unlink()
+        return self
+
+    def start(self):
+        options = "-c config_file='%s'" % self.config_file
+        run([BIN / "pg_ctl", "-D", self.data, "-l", self.log, "-o", options, "-w", "-t", "60", "-s", "start"], user="postgres")
+        return self
+
+    def stop(self, mode="fast"):
+        run([BIN / "pg_ctl", "-D", self.data, "-m", mode, "-w", "-t", "60", "-s", "stop"], user="postgres", check=False)
+
+    def clone(self, source, slot=True):
+        """Make this instance a running standby of source, by hand."""
+        if slot:
+            source.sql("SELECT pg_create_physical_replication_slot(%s, true)", [self.name])
+        environment = {**os.environ, "PGPASSWORD": SUPERUSER_PASSWORD}
+        run([BIN / "pg_basebackup", "-D", self.data, "-h", "127.0.0.1", "-p", source.port, "-U", "postgres", "-c", "fast", "-X", "stream", "-N"],
+            user="postgres", env=environment)  # fmt: skip
+        self.follow(source, slot)
+        return self.start()
+
+    def follow(self, source, slot=True):
+        conninfo = "host=127.0.0.1 port=%s user=postgres application_name=%s passfile=%s" % (source.port, self.name, self.passfile)
+        lines = "primary_conninfo = '%s'\n" % conninfo + ("primary_slot_name = '%s'\n" % self.name if slot else "")
+        self.write(self.data / "postgresql.auto.conf", lines)
+        self.write(self.data / "standby.signal", "")
+
+    def connect(self, dbname="postgres", **kwargs):
+        return psycopg.connect(
+            host="127.0.0.1", port=self.port, user="postgres", password=SUPERUSER_PASSWORD, dbname=dbname, autocommit=True, connect_timeout=5, **kwargs
+        )
+
+    def sql(self, query, parameters=None, dbname="postgres"):
+        """Run a query and return its rows as tuples."""
+        with self.connect(dbname) as connection:
+            cursor = connection.execute(query, parameters)
+            return cursor.fetchall() if cursor.description else []
+
+    def value(self, query, parameters=None, dbname="postgres"):
+        rows = self.sql(query, parameters, dbname)
+        return rows[0][0] if rows else None
+
+    @property
+    def pid(self):
+        try:
+            pid = int((self.data / "postmaster.pid").read_text().split()[0])
+            os.kill(pid, 0)
+            return pid
+        except (OSError, ValueError, IndexError):
+            return None
+
+    @property
+    def in_recovery(self):
+        return self.value("SELECT pg_is_in_recovery()")
+
+    def wait_for_standbys(self, count, timeout=20):
+        wait_until(lambda: self.value("SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'") >= count, timeout)
+
+    @property
+    def login(self):
+        """The connection options of a module for this instance."""
+        return {"login_host": "127.0.0.1", "login_port": self.port, "login_user": "postgres", "login_password": SUPERUSER_PASSWORD}
+
+
+class PgBouncer:
+    """One pooler: NAME/pgbouncer.ini and beside it databases.ini with the [databases] section."""
+
+    def __init__(self, lab, name, databases, pool_mode="transaction", settings=None):
+        self.lab, self.name = lab, name
+        self.port = free_port()
+        self.base = lab.path / name
+        self.base.mkdir(mode=0o700)
+        self.ini = self.base / "pgbouncer.ini"
+        self.databases_file = self.base / "databases.ini"
+        self.users_file = self.base / "userlist.txt"
+        self.log = self.base / "log"
+        values = {
+            "listen_addr": "127.0.0.1", "listen_port": self.port, "unix_socket_dir": "", "auth_type": "scram-sha-256", "auth_file": self.users_file,
+            "pool_mode": pool_mode, "max_client_conn": 500, "default_pool_size": 20, "logfile": self.log, "pidfile": self.base / "pid",
+            "admin_users": "pooler_admin", "server_login_retry": "0.1", "ignore_startup_parameters": "extra_float_digits", **(settings or {}),
+        }  # fmt: skip
+        self._write(self.databases_file, "; the databases of %s\n[databases]\n" % name + "".join("%s = %s\n" % item for item in databases.items()))
+        self._write(self.ini, "%%include %s\n[pgbouncer]\n" % self.databases_file + "".join("%s = %s\n" % item for item in values.items()))
+        password = SUPERUSER_PASSWORD.replace('"', '""')
+        self._write(self.users_file, '"postgres" "%s"\n"pooler_admin" "%s"\n' % (password, password))
+        shutil.chown(self.base, "postgres", "postgres")
+
+    @staticmethod
+    def _write(path, text):
+        path.write_text(text)
+        path.chmod(0o600)
+        shutil.chown(path, "postgres", "postgres")
+
+    def start(self):
+        run(["/usr/sbin/pgbouncer", "-d", "-q", self.ini], user="postgres")
+        wait_until(lambda: self._answers(), 10)
+        return self
+
+    def _answers(self):
+        with contextlib.suppress(psycopg.Error), self.console():
+            return True
+        return False
+
+    def console(self):
+        return psycopg.connect(
+            host="127.0.0.1", port=self.port, user="pooler_admin", password=SUPERUSER_PASSWORD, dbname="pgbouncer", autocommit=True,
+            connect_timeout=5, cursor_factory=psycopg.ClientCursor,
+        )  # fmt: skip
+
+    def show(self, what):
+        """Rows of SHOW what, as dictionaries."""
+        with self.console() as console:
+            cursor = console.execute("SHOW " + what)
+            names = [column.name for column in cursor.description]
+            return [dict(zip(names, row)) for row in cursor.fetchall()]
+
+    def connect(self, dbname, **kwargs):
+        return psycopg.connect(
+            host="127.0.0.1", port=self.port, user="postgres", password=SUPERUSER_PASSWORD, dbname=dbname, autocommit=True,
+            connect_timeout=5, prepare_threshold=None, **kwargs,
+        )  # fmt: skip
+
+    @property
+    def pid(self):
+        try:
+            pid = int((self.base / "pid").read_text())
+            os.kill(pid, 0)
+            return pid
+        except (OSError, ValueError):
+            return None
+
+    def stop(self, _mode=None):
+        pid = self.pid
+        if pid:
+            os.kill(pid, signal.SIGQUIT)
+            wait_until(lambda: self.pid is None, 10)
+
+    @property
+    def login(self):
+        return {"login_host": "127.0.0.1", "login_port": self.port, "login_user": "pooler_admin", "login_password": SUPERUSER_PASSWORD}
+
+
+def wait_until(condition, timeout, interval=0.1):
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, "not so within %s s" % timeout
+        time.sleep(interval)
+
+
+def collections_path():
+    """A collections directory in which this checkout is pgfleet.ops."""
+    if os.environ.get("PGFLEET_COLLECTIONS"):
+        return pathlib.Path(os.environ["PGFLEET_COLLECTIONS"])
+    path = REPOSITORY / ".build" / "dev"
+    link = path / "ansible_collections" / "pgfleet" / "ops"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(REPOSITORY)
+    return path
+
+
+def ansible_environment(**variables):
+    return {
+        **os.environ,
+        "PATH": "%s:%s" % (pathlib.Path(sys.executable).parent, os.environ["PATH"]),
+        "ANSIBLE_COLLECTIONS_PATH": "%s:%s" % (collections_path(), REPOSITORY / ".build" / "collections"),
+        "ANSIBLE_PIPELINING": "1", "ANSIBLE_PYTHON_INTERPRETER": "/usr/bin/python3", "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0",
+        "ANSIBLE_LOCALHOST_WARNING": "0", "ANSIBLE_INVENTORY_UNPARSED_WARNING": "0", "ANSIBLE_BECOME_METHOD": "su", **variables,
+    }  # fmt: skip
+
+
+def call_module(name, options, check=False, diff=False, user="postgres", environment=None):
+    """Run a module as Ansible does, on this machine, and return its result (a dictionary with ``failed`` always set)."""
+    argv = [pathlib.Path(sys.executable).parent / "ansible", "localhost", "-c", "local", "-m", "pgfleet.ops." + name, "-a", json.dumps(options, default=str)]
+    if user:
+        argv += ["--become", "--become-user", user]
+    argv += ["--check"] * check + ["--diff"] * diff
+    done = subprocess.run(
+        [str(word) for word in argv], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=180, check=False, cwd=REPOSITORY,
+        env=ansible_environment(**(environment or {})),
+    )  # fmt: skip
+    found = re.search(r"^localhost \| (SUCCESS|CHANGED|FAILED!)(?: \| rc=\S+)? => (\{.*\})\s*\Z", done.stdout, re.S | re.M)
+    assert found, "no result in:\n%s\n%s" % (done.stdout, done.stderr)
+    result = json.loads(found.group(2))
+    result["failed"] = found.group(1) == "FAILED!"
+    return result
+
+
+def four_steps(name, options, user="postgres", expect_change=True, diff=True):
+    """Check, run, check again, run again: the contract of every changing module. Returns the result of the real run."""
+    check = call_module(name, options, check=True, diff=diff, user=user)
+    assert not check["failed"], check
+    assert check["changed"] is expect_change, check
+    real = call_module(name, options, diff=diff, user=user)
+    assert not real["failed"], real
+    assert real["changed"] is expect_change, real
+    assert real["plan"] == check["plan"] == real["performed"], (check["plan"], real["plan"], real["performed"])
+    assert check["performed"] == []
+    assert real.get("diff") == check.get("diff")
+    for again in (True, False):
+        second = call_module(name, options, check=again, user=user)
+        assert not second["failed"] and second["changed"] is False and second["plan"] == [], second
+    return real
