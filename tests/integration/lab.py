@@ -296,7 +296,7 @@ def ansible_environment(**variables):
 
 def call_module(name, options, check=False, diff=False, user="postgres", environment=None):
     """Run a module as Ansible does, on this machine, and return its result (a dictionary with ``failed`` always set)."""
-    argv = [pathlib.Path(sys.executable).parent / "ansible", "localhost", "-c", "local", "-m", "pgfleet.ops." + name, "-a", json.dumps(options, default=str)]
+    argv = [pathlib.Path(sys.executable).parent / "ansible", "localhost", "-i", "localhost,", "-c", "local", "-m", "pgfleet.ops." + name, "-a", json.dumps(options, default=str)]
     if user:
         argv += ["--become", "--become-user", user]
     argv += ["--check"] * check + ["--diff"] * diff

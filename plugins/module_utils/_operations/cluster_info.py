@@ -1,0 +1,145 @@
+# Copyright (c) 2026, pgfleet.ops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# PRIVATE to the collection: no promise is made about this file to anything outside it.
+
+"""Observing a whole cluster: every node asked at once, one that does not answer is data."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+
+from .._cluster.model import Cluster, Node
+from .._errors import InvalidInput, OperationError
+from .._module import LOGIN, ArgumentSpec, Operation
+from .._parallel import ask_all
+from .._plan import Plan
+from .._sql.connection import Target, connect
+from .._sql.node_state import fetch_node_state
+from .._sql.values import int_to_lsn
+from .._wait import Deadline
+
+NODE_OPTIONS: dict[str, t.Any] = {
+    "name": {"type": "str", "required": True},
+    "host": {"type": "str", "required": True},
+    "port": {"type": "int", "default": 5432},
+    "priority": {"type": "int", "default": 100},
+}
+
+CLUSTER_INFO = LOGIN.merge(
+    ArgumentSpec(
+        {
+            "nodes": {"type": "list", "elements": "dict", "required": True, "options": NODE_OPTIONS},
+            "strategy": {"type": "str", "choices": ["priority", "lsn", "synchronous"], "default": "priority"},
+            "exclude": {"type": "list", "elements": "str", "default": []},
+            "lag_limit_bytes": {"type": "int", "default": 16777216},
+            "timeout": {"type": "float", "default": 10},
+        }
+    )
+)
+
+
+def check_nodes(nodes: t.Sequence[t.Mapping[str, t.Any]]) -> None:
+    """Names and addresses of the option ``nodes`` must be unique. Raises InvalidInput."""
+    if not nodes:
+        raise InvalidInput("the option nodes is an empty list", expected="every member of the cluster")
+    for what, keys in (("name", [n["name"] for n in nodes]), ("address", ["%s:%s" % (n["host"], n["port"]) for n in nodes])):
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise InvalidInput("two entries of the option nodes have the same %s: %s" % (what, ", ".join(twice)))
+
+
+def observe_cluster(params: t.Mapping[str, t.Any], timeout: float, read_only: bool) -> Cluster:
+    """Ask every node of the option ``nodes`` at once; together they take at most ``timeout`` seconds."""
+    deadline = Deadline(timeout)
+
+    def ask(entry: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+        session = connect(Target.from_params(params, host=entry["host"], port=entry["port"]), timeout=deadline.left, read_only=read_only)
+        try:
+            return fetch_node_state(session, deadline)
+        finally:
+            session.close()
+
+    entries = list(params["nodes"])
+    nodes = []
+    for entry, answer in zip(entries, ask_all(entries, ask, deadline)):
+        node = Node(name=entry["name"], host=entry["host"], port=entry["port"], priority=entry.get("priority", 100))
+        if isinstance(answer, OperationError):
+            problem = "no answer within %g s" % timeout if type(answer).__name__ == "WaitTimeout" else answer.message
+            nodes.append(dataclasses.replace(node, problem=problem, problem_kind=type(answer).__name__))
+        else:
+            nodes.append(dataclasses.replace(node, state=answer))
+    return Cluster(nodes)
+
+
+def describe(cluster: Cluster, lag_limit_bytes: int, strategy: str, exclude: t.Collection[str]) -> dict[str, t.Any]:
+    """The cluster as a result for people and programs."""
+    verdict = cluster.status(lag_limit_bytes)
+    return {
+        "status": verdict.label,
+        "status_number": verdict.number,
+        "reasons": list(verdict.reasons),
+        "primary": cluster.primary.name if cluster.primary else None,
+        "primaries": [node.name for node in cluster.primaries],
+        "system_identifiers": sorted(cluster.system_identifiers),
+        "nodes": {node.name: _describe_node(cluster, node, lag_limit_bytes) for node in cluster.nodes},
+        "candidates": [
+            {**dataclasses.asdict(candidate), "eligible": candidate.eligible} for candidate in cluster.candidates(strategy, lag_limit_bytes, exclude)
+        ],
+    }
+
+
+def _describe_node(cluster: Cluster, node: Node, lag_limit_bytes: int) -> dict[str, t.Any]:
+    verdict = cluster.verdict(node, lag_limit_bytes)
+    described: dict[str, t.Any] = {
+        "host": node.host,
+        "port": node.port,
+        "reachable": node.reachable,
+        "status": verdict.label,
+        "status_number": verdict.number,
+        "reasons": list(verdict.reasons),
+        "role": node.role,
+    }
+    if node.state is None:
+        described["problem"] = node.problem
+        described["problem_kind"] = node.problem_kind
+        return described
+    upstream = cluster.upstream(node)
+    address = node.upstream_address
+    lag = cluster.lag_bytes(node)
+    sender = cluster.sender_of(node)
+    # The connection string may hold a password and stays here.
+    shown = {key: value for key, value in node.state.items() if key not in ("in_recovery", "primary_conninfo", "seconds_since_replay")}
+    described.update(shown)
+    described.update(
+        {
+            "streaming": node.streaming if node.role == "standby" else None,
+            "upstream": upstream.name if upstream else None,
+            "upstream_address": "%s:%d" % address if address else None,
+            "received_lsn": int_to_lsn(node.received) if node.role == "standby" and node.received is not None else None,
+            "lag_bytes": lag,
+            "lag_mb": round(lag / 1048576, 3) if lag is not None else None,
+            "lag_seconds": node.state["seconds_since_replay"],
+            "sync_state": sender["sync_state"] if sender and node.role == "standby" else None,
+        }
+    )
+    return described
+
+
+class ClusterInfo(Operation):
+    """Read the state of a cluster. Changes nothing."""
+
+    def observe(self) -> Cluster:
+        check_nodes(self.params["nodes"])
+        unknown = sorted(set(self.params["exclude"]) - {node["name"] for node in self.params["nodes"]})
+        if unknown:
+            raise InvalidInput("the option exclude names nodes that are not in the option nodes: %s" % ", ".join(unknown))
+        return observe_cluster(self.params, self.params["timeout"], read_only=True)
+
+    def plan(self, seen: Cluster) -> Plan:
+        return Plan()
+
+    def report(self, seen: Cluster) -> dict[str, t.Any]:
+        return describe(seen, self.params["lag_limit_bytes"], self.params["strategy"], self.params["exclude"])

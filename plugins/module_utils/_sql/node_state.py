@@ -1,0 +1,71 @@
+# Copyright (c) 2026, pgfleet.ops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# PRIVATE to the collection: no promise is made about this file to anything outside it.
+
+"""What one PostgreSQL node says of itself, in one statement."""
+
+from __future__ import annotations
+
+import json
+import typing as t
+
+from .._wait import Deadline
+from .connection import Session
+
+# Each value is NULL where the role may not see it; a role in pg_monitor sees all of them.
+_STATE = """
+SELECT json_build_object(
+  'in_recovery', recovering,
+  'system_identifier', (SELECT system_identifier::text FROM pg_control_system()),
+  'version', current_setting('server_version'),
+  'version_number', current_setting('server_version_num')::int,
+  'started_at', pg_postmaster_start_time(),
+  'cluster_name', current_setting('cluster_name'),
+  'data_directory', (SELECT setting FROM pg_settings WHERE name = 'data_directory'),
+  'read_only_default', current_setting('default_transaction_read_only') = 'on' AND
+    (SELECT source NOT IN ('client', 'session') FROM pg_settings WHERE name = 'default_transaction_read_only'),
+  'timeline', CASE WHEN recovering THEN greatest(
+      (SELECT timeline_id FROM pg_control_checkpoint()),
+      (SELECT min_recovery_end_timeline FROM pg_control_recovery()),
+      (SELECT received_tli FROM pg_stat_wal_receiver))
+    ELSE ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int END,
+  'current_lsn', CASE WHEN NOT recovering THEN pg_current_wal_lsn() END,
+  'received_lsn', CASE WHEN recovering THEN pg_last_wal_receive_lsn() END,
+  'replayed_lsn', CASE WHEN recovering THEN pg_last_wal_replay_lsn() END,
+  'replay_paused', CASE WHEN recovering THEN pg_is_wal_replay_paused() ELSE false END,
+  'apply_delay_seconds', (SELECT setting::float8 / 1000 FROM pg_settings WHERE name = 'recovery_min_apply_delay'),
+  'seconds_since_replay', CASE WHEN recovering THEN
+      CASE WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN 0
+           ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) END END,
+  'receiver', (SELECT json_build_object('status', status, 'host', sender_host, 'port', sender_port, 'slot', slot_name)
+               FROM pg_stat_wal_receiver WHERE pid IS NOT NULL),
+  'primary_conninfo', (SELECT setting FROM pg_settings WHERE name = 'primary_conninfo'),
+  'primary_slot_name', current_setting('primary_slot_name'),
+  'senders', coalesce((SELECT json_agg(json_build_object('pid', pid, 'application_name', application_name,
+      'client', client_addr, 'state', state, 'sync_state', sync_state, 'sent_lsn', sent_lsn, 'replay_lsn', replay_lsn)
+      ORDER BY application_name, pid) FROM pg_stat_replication), '[]'),
+  'slots', coalesce((SELECT json_agg(json_build_object('name', slot_name, 'type', slot_type, 'database', database,
+      'active', active, 'temporary', temporary, 'wal_status', wal_status, 'restart_lsn', restart_lsn,
+      'retained_bytes', CASE WHEN restart_lsn IS NULL THEN NULL WHEN recovering THEN pg_wal_lsn_diff(pg_last_wal_replay_lsn(), restart_lsn)
+                             ELSE pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn) END)
+      ORDER BY slot_name) FROM pg_replication_slots), '[]'),
+  'synchronous_standby_names', current_setting('synchronous_standby_names'),
+  'pending_restart', coalesce((SELECT json_agg(name ORDER BY name) FROM pg_settings WHERE pending_restart), '[]'),
+  'archiver', (SELECT json_build_object('mode', current_setting('archive_mode'), 'archived', archived_count, 'failed', failed_count,
+      'last_archived_wal', last_archived_wal, 'last_archived_at', last_archived_time,
+      'last_failed_wal', last_failed_wal, 'last_failed_at', last_failed_time,
+      'failing', current_setting('archive_mode') <> 'off' AND last_failed_time IS NOT NULL
+                 AND (last_archived_time IS NULL OR last_failed_time > last_archived_time)) FROM pg_stat_archiver)
+)::text FROM (SELECT pg_is_in_recovery() AS recovering) AS r
+"""
+
+
+def fetch_node_state(session: Session, deadline: Deadline) -> dict[str, t.Any]:
+    """The node's own view: role, LSNs (text), timeline, receiver, senders, slots and what waits for a restart.
+
+    ``primary_conninfo`` may hold a password and must not leave the process. Works on PostgreSQL 13 and later.
+    """
+    text = session.ask_value(_STATE, deadline)
+    return json.loads(text or "{}")
