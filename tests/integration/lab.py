@@ -299,7 +299,8 @@ def call_module(name, options, check=False, diff=False, user="postgres", environ
     argv = [pathlib.Path(sys.executable).parent / "ansible", "localhost", "-i", "localhost,", "-c", "local", "-m", "pgfleet.ops." + name, "-a", json.dumps(options, default=str)]
     if user:
         argv += ["--become", "--become-user", user]
-    argv += ["--check"] * check + ["--diff"] * diff
+    # Only at -vvv does the ad hoc command print the diff within the result.
+    argv += ["--check"] * check + ["--diff", "-vvv"] * diff
     done = subprocess.run(
         [str(word) for word in argv], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=180, check=False, cwd=REPOSITORY,
         env=ansible_environment(**(environment or {})),
