@@ -87,8 +87,21 @@ class Instance:
 
     @property
     def has_data(self) -> bool:
-        """Whether the data directory holds a database cluster."""
-        return os.path.isfile(self.path("PG_VERSION")) and os.path.isfile(self.path("global", "pg_control"))
+        """Whether the data directory holds a database cluster.
+
+        Raises OperationError when this user may not look: that must never count as "no data".
+        """
+        for parts in (("PG_VERSION",), ("global", "pg_control")):
+            try:
+                os.stat(self.path(*parts))
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            except OSError as error:
+                raise OperationError(
+                    "%s cannot be looked at: %s" % (self.path(*parts), error.strerror),
+                    action="Run the task as root or as the owner of the data directory (become_user)",
+                ) from error
+        return True
 
     @property
     def major_version(self) -> str | None:
@@ -247,6 +260,8 @@ class Instance:
         mark = self.log_mark()
         deadline = Deadline(self.timeout)
         try:
+            # Processes that outlived a killed postmaster end by themselves; until then no new one can start.
+            self.wait_down(deadline)
             run_command(self.start_command(), timeout=self.timeout + 15)
             # systemd may answer before the server does, and Debian's unit hides a failed start.
             wait_for("the start", self._start_state, lambda state: state in ("ready", "standby", "down"), deadline)
