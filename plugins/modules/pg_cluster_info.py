@@ -33,6 +33,9 @@ options:
         description: The node's port.
         type: int
         default: 5432
+      address:
+        description: Name or address where the other nodes reach it, if that is not O(nodes[].host); upstreams are recognised by it.
+        type: str
       priority:
         description: For O(strategy=priority); the lower the number, the better the candidate.
         type: int

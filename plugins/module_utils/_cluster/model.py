@@ -27,6 +27,8 @@ class Node:
     host: str
     port: int
     priority: int = 100
+    address: str | None = None
+    """Where other nodes and the poolers reach it, if that is not ``host``."""
     state: t.Optional[t.Mapping[str, t.Any]] = None
     problem: str | None = None
     problem_kind: str | None = None
@@ -83,7 +85,12 @@ class Node:
 
     def listens_at(self, host: str, port: int) -> bool:
         """Whether an address of a connection string is this node's."""
-        return port == self.port and (host == self.host or {host, self.host} <= _LOOPBACK)
+        return port == self.port and any(host == known or {host, known} <= _LOOPBACK for known in (self.host, self.address) if known)
+
+    @property
+    def peer_address(self) -> str:
+        """The host that standbys and poolers are given to reach this node."""
+        return self.address or self.host
 
 
 @dataclasses.dataclass(frozen=True)

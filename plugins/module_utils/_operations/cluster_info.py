@@ -25,6 +25,7 @@ NODE_OPTIONS: dict[str, t.Any] = {
     "name": {"type": "str", "required": True},
     "host": {"type": "str", "required": True},
     "port": {"type": "int", "default": 5432},
+    "address": {"type": "str"},
     "priority": {"type": "int", "default": 100},
 }
 
@@ -65,7 +66,7 @@ def observe_cluster(params: t.Mapping[str, t.Any], timeout: float, read_only: bo
     entries = list(params["nodes"])
     nodes = []
     for entry, answer in zip(entries, ask_all(entries, ask, deadline)):
-        node = Node(name=entry["name"], host=entry["host"], port=entry["port"], priority=entry.get("priority", 100))
+        node = Node(name=entry["name"], host=entry["host"], port=entry["port"], priority=entry["priority"], address=entry["address"] or None)
         if isinstance(answer, OperationError):
             problem = "no answer within %g s" % timeout if type(answer).__name__ == "WaitTimeout" else answer.message
             nodes.append(dataclasses.replace(node, problem=problem, problem_kind=type(answer).__name__))

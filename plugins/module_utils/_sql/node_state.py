@@ -24,6 +24,8 @@ SELECT json_build_object(
   'started_at', pg_postmaster_start_time(),
   'cluster_name', current_setting('cluster_name'),
   'data_directory', (SELECT setting FROM pg_settings WHERE name = 'data_directory'),
+  'config_file', (SELECT setting FROM pg_settings WHERE name = 'config_file'),
+  'wal_retrieve_retry_ms', (SELECT setting::int FROM pg_settings WHERE name = 'wal_retrieve_retry_interval'),
   'read_only_default', current_setting('default_transaction_read_only') = 'on' AND
     (SELECT source NOT IN ('client', 'session') FROM pg_settings WHERE name = 'default_transaction_read_only'),
   'timeline', CASE WHEN recovering THEN greatest(

@@ -1,0 +1,380 @@
+# Copyright (c) 2026, pgfleet.ops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# PRIVATE to the collection: no promise is made about this file to anything outside it.
+
+"""A program that holds one node or one pooler through a switchover and puts it back when its controller is gone.
+
+It is started on the host of the node or pooler before anything is paused, by a pipe (a local process, or ssh), and
+its text is sent through that pipe: it therefore imports nothing of the collection and works on Python 3.9 and later.
+Requests and answers are JSON objects, one a line. Secrets come by the pipe only.
+
+From ``arm`` on, the end of the pipe (controller killed, ssh cut) or the limit in seconds starts the recovery. So does
+the request ``recover``: the way back is this one piece of code, whether the controller lives or not.
+
+* A node that was not released goes back to being the primary: standby.signal removed, server started. A node that was
+  released stays fenced: it is started as a standby. The controller promotes the candidate only after the release was
+  acknowledged, so there is no moment at which both could accept writes.
+* A pooler goes where exactly one node accepts writes, by asking the nodes, and is resumed. Node and pooler need not
+  agree on anything: the pooler waits until the node that comes back answers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+import syslog
+import time
+
+# States in pg_control, src/include/catalog/pg_control.h. Layout of the first fields is the same in PostgreSQL 13 to 18.
+SHUT_DOWN = 1
+IN_PRODUCTION = 6
+
+
+class Failure(Exception):
+    """A request that could not be done; the text goes to the controller."""
+
+
+def note(text):
+    """The controller may be gone: what a guardian does on its own goes to the system's log."""
+    syslog.syslog(syslog.LOG_WARNING, text)
+
+
+def write_file(path, text):
+    """Replace a file in one step; owner and mode stay."""
+    old = os.stat(path)
+    temporary = path + ".pgfleet-new"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as stream:
+        os.fchmod(stream.fileno(), old.st_mode & 0o7777)
+        if os.geteuid() == 0:
+            os.fchown(stream.fileno(), old.st_uid, old.st_gid)
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.rename(temporary, path)
+
+
+def alive(pid):
+    """Whether a process exists and is no zombie."""
+    try:
+        with open("/proc/%d/stat" % pid, "rb") as stream:
+            return stream.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except OSError:
+        return False
+
+
+class Node:
+    """One PostgreSQL instance on this host."""
+
+    def __init__(self, data_directory, start_command):
+        self.data = data_directory
+        self.start_command = start_command
+        self.signal_file = os.path.join(data_directory, "standby.signal")
+        self.fenced = False
+        self.stopping = False
+        self.released = False
+
+    def postmaster(self):
+        """Process id of the running server, or None."""
+        try:
+            with open(os.path.join(self.data, "postmaster.pid"), encoding="utf-8") as stream:
+                lines = stream.read().split("\n")
+            pid = int(lines[0])
+        except (OSError, ValueError):
+            return None
+        return pid if alive(pid) else None
+
+    def control(self):
+        """System identifier, state and position (bytes) of the last checkpoint, read from pg_control."""
+        with open(os.path.join(self.data, "global", "pg_control"), "rb") as stream:
+            block = stream.read(40)
+        identifier, _version, _catalog, state = struct.unpack_from("<QIII", block, 0)
+        return str(identifier), state, struct.unpack_from("<Q", block, 32)[0]
+
+    def look(self):
+        try:
+            identifier, state, checkpoint = self.control()
+        except OSError as error:
+            raise Failure("cannot read %s: %s" % (self.data, error.strerror)) from error
+        if not os.access(self.data, os.W_OK):
+            raise Failure("user %d may not write to %s" % (os.geteuid(), self.data))
+        return {
+            "pid": self.postmaster(),
+            "system_identifier": identifier,
+            "state": state,
+            "checkpoint": checkpoint,
+            "standby_signal": os.path.exists(self.signal_file),
+        }
+
+    def fence(self):
+        """Whatever starts this server from now on, a reboot included, starts a standby."""
+        owner = os.stat(self.data)
+        descriptor = os.open(self.signal_file, os.O_WRONLY | os.O_CREAT, 0o600)
+        if os.geteuid() == 0:
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        self._sync_directory()
+        self.fenced = True
+
+    def _sync_directory(self):
+        descriptor = os.open(self.data, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+    def unfence(self):
+        if os.path.exists(self.signal_file):
+            os.unlink(self.signal_file)
+            self._sync_directory()
+        self.fenced = False
+
+    def stop(self, timeout):
+        """Fast shutdown; returns once pg_control says that the shutdown checkpoint is on disk, and where it is.
+
+        The process needs some 30 ms more to go; nobody has to wait for that, it cannot write any more.
+        """
+        pid = self.postmaster()
+        if pid is None:
+            raise Failure("no server runs in %s" % self.data)
+        if self.control()[1] != IN_PRODUCTION:
+            raise Failure("pg_control of %s does not say that it is in production" % self.data)
+        self.stopping = True
+        os.kill(pid, signal.SIGINT)
+        end = time.monotonic() + timeout
+        while True:
+            _identifier, state, checkpoint = self.control()
+            if state == SHUT_DOWN:
+                return {"checkpoint": checkpoint}
+            if time.monotonic() > end:
+                raise Failure("it has not shut down within %g s" % timeout)
+            time.sleep(0.0005)
+
+    def release(self):
+        """From here on this node never goes back to being the primary on its own."""
+        if not self.fenced:
+            raise Failure("it is not fenced")
+        self.released = True
+
+    def wait_for_exit(self, timeout):
+        end = time.monotonic() + timeout
+        while self.postmaster() is not None:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.002)
+        return True
+
+    def start(self, timeout):
+        if not self.wait_for_exit(timeout):
+            raise Failure("the old server process in %s has not ended within %g s" % (self.data, timeout))
+        done = subprocess.run(
+            self.start_command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd="/",
+            timeout=timeout,
+            check=False,
+        )
+        if done.returncode != 0:
+            lines = done.stdout.decode("utf-8", "replace").strip().splitlines()[-5:]
+            raise Failure("%s ended with %d: %s" % (self.start_command[0], done.returncode, " / ".join(lines)))
+        self.stopping = False
+
+    def recover(self, patience):
+        if self.released:
+            if self.postmaster() is None or self.stopping:
+                self.start(patience)
+            return "it is kept as a standby"
+        if self.stopping:
+            # A shutdown cannot be taken back. What is not down by itself in time is ended at once: crash recovery loses no commit.
+            if not self.wait_for_exit(patience / 3):
+                pid = self.postmaster()
+                if pid is not None:
+                    os.kill(pid, signal.SIGQUIT)
+            self.unfence()
+            self.start(patience)
+            return "it was started again as the primary"
+        self.unfence()
+        return "it was never stopped"
+
+
+class Pooler:
+    """One PgBouncer on this host: the file with its [databases] section, and its console."""
+
+    def __init__(self, config_file):
+        self.file = config_file
+        self.directions = []
+        self.console_keywords = {}
+        self.reconnect = None
+        self.databases = []
+
+    def look(self):
+        try:
+            with open(self.file, encoding="utf-8", newline="") as stream:
+                text = stream.read()
+        except OSError as error:
+            raise Failure("cannot read %s: %s" % (self.file, error.strerror)) from error
+        if not os.access(os.path.dirname(self.file), os.W_OK):
+            raise Failure("user %d may not write to the directory of %s" % (os.geteuid(), self.file))
+        return {"text": text}
+
+    def prepare(self, console, directions, databases):
+        """``directions``: for each node that may be the primary, how to reach it and the file's text that leads there.
+
+        ``databases``: what is paused, null for everything. All connections are opened here, none is left for later.
+        """
+        self.console_keywords = console
+        self.directions = [dict(direction) for direction in directions]
+        self.databases = databases
+        self._console = self._connect(console)
+        for direction in self.directions:
+            direction["session"] = self._connect(direction["node"])
+
+    def switch(self, text):
+        write_file(self.file, text)
+
+    def _connect(self, keywords):
+        import psycopg
+
+        return psycopg.connect(**keywords, autocommit=True, prepare_threshold=None, connect_timeout=2)
+
+    @staticmethod
+    def _ask(session, statement):
+        result = session.pgconn.exec_(statement.encode())
+        if result.status not in (1, 2):
+            raise Failure("%s: %s" % (statement, (result.error_message or b"").decode("utf-8", "replace").strip()))
+        return result.get_value(0, 0) if result.status == 2 and result.ntuples else None
+
+    def accepts_writes(self, direction):
+        """Asks the node itself, on a new connection where the old one is gone. No answer counts as no."""
+        question = (
+            "SELECT NOT pg_is_in_recovery() AND current_setting('transaction_read_only') = 'off'"
+            " AND system_identifier::text = '%d' FROM pg_control_system()" % int(direction["system_identifier"])
+        )
+        for attempt in (1, 2):
+            try:
+                if direction["session"] is None:
+                    direction["session"] = self._connect(direction["node"])
+                return self._ask(direction["session"], question) == b"t"
+            except Exception:  # whatever the driver raises: there is no answer
+                direction["session"] = None
+        return False
+
+    def command(self, statement):
+        for attempt in (1, 2):
+            try:
+                if self._console is None:
+                    self._console = self._connect(self.console_keywords)
+                return self._ask(self._console, statement)
+            except Failure:
+                raise
+            except Exception as error:
+                self._console = None
+                if attempt == 2:
+                    raise Failure("the console does not answer: %s" % error) from error
+
+    def resume(self):
+        for database in self.databases if self.databases is not None else [None]:
+            try:
+                self.command("RESUME" if database is None else 'RESUME "%s"' % database.replace('"', '""'))
+            except Failure as error:
+                # PgBouncer calls it an error to resume what is not paused.
+                if "not paused" not in str(error):
+                    raise
+
+    def recover(self, patience):
+        end = time.monotonic() + patience
+        while True:
+            writable = [direction for direction in self.directions if self.accepts_writes(direction)]
+            if len(writable) == 1:
+                if self.look()["text"] != writable[0]["text"]:
+                    write_file(self.file, writable[0]["text"])
+                self.command("RELOAD")
+                self.resume()
+                return "it leads to %s" % writable[0]["name"]
+            if time.monotonic() > end:
+                break
+            time.sleep(0.02)
+        if len(writable) > 1:
+            return "it stays paused: more than one node accepts writes (%s)" % ", ".join(d["name"] for d in writable)
+        # No node accepts writes, so none can be written to by mistake; clients get errors instead of waiting for ever.
+        self.resume()
+        return "no node accepts writes; it was resumed as it stands on disk"
+
+
+class Guardian:
+    """Reads requests, keeps the clock."""
+
+    def __init__(self, part, patience):
+        self.part = part
+        self.patience = patience
+        self.armed_until = None
+        self.recovered = None
+
+    def recover(self, why):
+        self.armed_until = None
+        try:
+            outcome = self.part.recover(self.patience)
+        except Exception as error:
+            outcome = "recovery failed: %s" % error
+        self.recovered = "%s: %s" % (why, outcome)
+        note("pgfleet.ops switchover guardian (%s): %s" % (type(self.part).__name__.lower(), self.recovered))
+        return self.recovered
+
+    def handle(self, request):
+        name = request.pop("do")
+        if name == "arm":
+            self.armed_until = time.monotonic() + request["limit"]
+            return None
+        if name == "disarm":
+            self.armed_until = None
+            return None
+        if name == "recover":
+            return self.recovered or self.recover("asked to")
+        if self.recovered and name != "look":
+            raise Failure("it has been put back already (%s)" % self.recovered)
+        return getattr(self.part, name)(**request)
+
+    def serve(self):
+        pending = b""
+        while True:
+            timeout = None if self.armed_until is None else max(0.0, self.armed_until - time.monotonic())
+            ready, _w, _x = select.select([0], [], [], timeout)
+            if not ready:
+                self.recover("the time limit has passed")
+                continue
+            chunk = os.read(0, 65536)
+            if not chunk:
+                if self.armed_until is not None:
+                    self.recover("the controlling process is gone")
+                return
+            pending += chunk
+            while b"\n" in pending:
+                line, pending = pending.split(b"\n", 1)
+                try:
+                    answer = {"ok": True, "result": self.handle(json.loads(line))}
+                except Failure as error:
+                    answer = {"ok": False, "error": str(error)}
+                except Exception as error:
+                    answer = {"ok": False, "error": "%s: %s" % (type(error).__name__, error)}
+                try:
+                    os.write(1, json.dumps(answer).encode() + b"\n")
+                except OSError:
+                    pass  # the controller is gone: the next read says so
+
+
+def serve(part, patience, **options):
+    """Entry point; ``part`` is ``node`` or ``pooler``."""
+    for name in ("SIGHUP", "SIGTERM", "SIGPIPE", "SIGINT"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    syslog.openlog("pgfleet", syslog.LOG_PID)
+    os.chdir("/")
+    Guardian({"node": Node, "pooler": Pooler}[part](**options), patience).serve()
+    sys.exit(0)

@@ -1,0 +1,271 @@
+# Copyright (c) 2026, pgfleet.ops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: pg_switchover
+short_description: Move the primary of a cluster to a standby without client errors
+version_added: "0.1.0"
+description:
+  - Makes O(candidate) the primary, leads the poolers to it and lets the old primary and all other standbys follow it, without a copy.
+  - One process holds every connection before it begins. Clients of a pooler in transaction mode see a pause of about a tenth of a second
+    and no error; nothing that was committed is lost.
+  - Whatever can be refused is refused before the first pause, with all reasons at once and nothing changed.
+  - The candidate is promoted only after the old primary is fenced by C(standby.signal), has shut down cleanly, and the candidate has replayed
+    its shutdown checkpoint.
+  - A guardian on the host of each pooler and of the old primary puts its part back when this process fails, is killed or hangs. No pooler stays
+    paused longer than O(timeout), and two nodes never accept writes.
+  - Where the candidate is the primary already, an interrupted switchover is finished; where nothing is left to do, nothing is changed.
+options:
+  candidate:
+    description: Name of the node in O(nodes) that becomes the primary.
+    type: str
+    required: true
+  nodes:
+    description: Every member of the cluster. Which of them is the primary is asked, not told.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name:
+        description: The node's name, unique in the list.
+        type: str
+        required: true
+      host:
+        description: Name or address where the host that runs this module reaches the node.
+        type: str
+        required: true
+      port:
+        description: The node's port.
+        type: int
+        default: 5432
+      address:
+        description: Name or address that the other nodes and the poolers use for it, if that is not O(nodes[].host).
+        type: str
+      priority:
+        description: Among other standbys, the one with the lowest number takes the read-only entries that led to the candidate.
+        type: int
+        default: 100
+      conninfo:
+        description:
+          - libpq keywords with which this node streams from whichever node is the primary, for example C(user), C(passfile) and C(sslmode).
+          - Without it the node's own C(primary_conninfo) counts, then the candidate's. Prefer C(passfile) over C(password).
+        type: dict
+        default: {}
+      slot:
+        description:
+          - Name of the replication slot for this node on the primary.
+          - Without it the node's C(primary_slot_name) counts, then its name with underscores; no slot is made where the cluster uses none.
+        type: str
+      data_directory:
+        description: The node's data directory; without it the server is asked. Needed to finish a switchover whose old primary is down.
+        type: path
+      config_file:
+        description: The node's C(postgresql.conf); without it the server is asked.
+        type: path
+      bin_directory:
+        description: Directory of C(pg_ctl) on the node's host.
+        type: path
+      method:
+        description: How the node's server is started, see M(pgfleet.ops.pg_instance).
+        type: str
+        choices: [auto, systemd, pg_ctlcluster, pg_ctl]
+        default: auto
+      unit:
+        description: The systemd unit for O(nodes[].method=systemd).
+        type: str
+      log_file:
+        description: The server's log for O(nodes[].method=pg_ctl).
+        type: path
+      shell:
+        description:
+          - The command before which a program runs on the node's host as the owner of the data directory (or root), such as
+            C([ssh, db1, sudo, -n, -u, postgres]). It is opened before anything is paused and must not ask for anything.
+          - Empty means this host and this user.
+        type: list
+        elements: str
+        default: []
+  poolers:
+    description: Every PgBouncer whose entries lead to the cluster. One that is left out goes on sending its clients to the old primary.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: The pooler's name, unique in the list.
+        type: str
+        required: true
+      host:
+        description: Name or address of the pooler.
+        type: str
+        required: true
+      port:
+        description: Port of the pooler.
+        type: int
+        default: 6432
+      user:
+        description: A role in the pooler's C(admin_users), instead of O(pooler_user).
+        type: str
+      password:
+        description: Its password, instead of O(pooler_password).
+        type: str
+      config_file:
+        description: The file on the pooler's host that holds the [databases] section, C(pgbouncer.ini) itself or a file that it includes.
+        type: path
+        required: true
+      shell:
+        description: As O(nodes[].shell), for a user who may write O(poolers[].config_file) and has psycopg 3.
+        type: list
+        elements: str
+        default: []
+  pooler_user:
+    description: Console login for all poolers, instead of O(login_user).
+    type: str
+  pooler_password:
+    description: Its password, instead of O(login_password).
+    type: str
+  readonly_suffix:
+    description: Entries whose name ends like this lead to a standby; all others that lead to the primary lead to the new one afterwards.
+    type: str
+    default: _ro
+  readonly_databases:
+    description: Names of further entries that lead to a standby.
+    type: list
+    elements: str
+    default: []
+  lag_limit_bytes:
+    description: A candidate that is further behind is refused, in bytes.
+    type: int
+    default: 16777216
+  transaction_limit:
+    description: A transaction on the primary that is open longer is a reason to refuse, in seconds, because every client would wait for it.
+    type: float
+    default: 5
+  pause_timeout:
+    description: How long the poolers may take to drain, in seconds; after it they are resumed and nothing has changed.
+    type: float
+    default: 2
+  timeout:
+    description:
+      - The longest time in seconds that a pooler may stay paused, whatever happens to this process.
+      - Half of it is for the way forward, the other half for the way back.
+    type: float
+    default: 30
+  prepare_timeout:
+    description: The longest time in seconds for the checkpoints before anything is paused, and for finishing an interrupted switchover.
+    type: float
+    default: 300
+  if_primary:
+    description: What to do when the candidate is the primary already and nothing is left to finish.
+    type: str
+    choices: [unchanged, fail]
+    default: unchanged
+extends_documentation_fragment:
+  - pgfleet.ops.attributes
+  - pgfleet.ops.attributes.changes
+  - pgfleet.ops.login.login
+notes:
+  - The login must be a superuser; all nodes are asked with the same one.
+  - The host that runs the module needs PostgreSQL connections to all nodes, a console on all poolers, and, for each node and pooler that is elsewhere,
+    its C(shell). The hosts of the poolers must reach the primary and the candidate under the same names as this host.
+  - PostgreSQL 13 and later, PgBouncer 1.18 and later.
+seealso:
+  - module: pgfleet.ops.pg_cluster_info
+  - module: pgfleet.ops.pgbouncer_databases
+author:
+  - pgfleet.ops contributors (@pgfleet)
+"""
+
+EXAMPLES = r"""
+- name: Move the primary to db2
+  pgfleet.ops.pg_switchover:
+    candidate: db2
+    login_password: "{{ superuser_password }}"
+    nodes:
+      - {name: db1, host: db1.example.com, method: systemd, shell: [ssh, db1.example.com, sudo, -n]}
+      - {name: db2, host: db2.example.com, method: systemd, shell: [ssh, db2.example.com, sudo, -n]}
+    poolers:
+      - name: pooler1
+        host: pooler1.example.com
+        config_file: /etc/pgbouncer/databases.ini
+        shell: [ssh, pooler1.example.com, sudo, -n, -u, postgres]
+    pooler_user: pgbouncer_admin
+    pooler_password: "{{ pooler_password }}"
+  delegate_to: localhost
+"""
+
+RETURN = r"""
+primary:
+  description: Name of the primary afterwards.
+  returned: success
+  type: str
+  sample: db2
+old_primary:
+  description: Name of the node that was the primary.
+  returned: when the primary was moved
+  type: str
+  sample: db1
+paused_ms:
+  description: Milliseconds from the first PAUSE to the last RESUME.
+  returned: when the primary was moved
+  type: float
+  sample: 96.4
+timing_ms:
+  description: Milliseconds of each part, in order.
+  returned: when the primary was moved
+  type: dict
+  sample: {connect: 31.0, checkpoint: 84.1, catch_up: 0.6, fence: 1.2, wait_for_logins: 0.9, pause: 2.4, reload: 3.1, stop: 24.2, replay: 0.8, promote: 48.9, resume: 0.7}
+timeline:
+  description: The timelines RV(ignore:before) and RV(ignore:after).
+  returned: when the primary was moved
+  type: dict
+cluster:
+  description: The cluster afterwards, as M(pgfleet.ops.pg_cluster_info) returns it.
+  returned: success, and failure where it is known
+  type: dict
+poolers:
+  description: For each pooler, where its entries lead on disk.
+  returned: success
+  type: dict
+warnings_found:
+  description: What an operator should look at, although nothing failed.
+  returned: success
+  type: list
+  elements: str
+findings:
+  description: Every reason why the switchover was not begun.
+  returned: when it was refused
+  type: list
+  elements: str
+recovery:
+  description: What each guardian did to put its part back.
+  returned: when it failed after it had begun
+  type: dict
+phase:
+  description: How far it came.
+  returned: failure
+  type: str
+plan:
+  description: The steps; the same list in check mode.
+  returned: always
+  type: list
+  elements: str
+performed:
+  description: The steps that were done.
+  returned: always
+  type: list
+  elements: str
+"""
+
+from ansible_collections.pgfleet.ops.plugins.module_utils._module import run
+from ansible_collections.pgfleet.ops.plugins.module_utils._operations.switchover import SWITCHOVER, Switchover
+
+
+def main() -> None:
+    run(Switchover, SWITCHOVER)
+
+
+if __name__ == "__main__":
+    main()

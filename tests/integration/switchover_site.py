@@ -1,0 +1,124 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A three-node cluster behind two poolers, and clients that write through them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+from lab import REPOSITORY, SUPERUSER_PASSWORD, Lab, call_module, wait_until
+
+
+class Site:
+    """db1 is the primary, db2 and db3 stream from it; pooler1 and pooler2 serve app (primary) and app_ro (standby db2)."""
+
+    def __init__(self, lab: Lab, nodes=3, poolers=2, pool_mode="transaction", pooler_settings=None, settings=None):
+        self.lab = lab
+        self.nodes = [lab.postgres("db%d" % n, settings=settings) for n in range(1, nodes + 1)]
+        first = self.nodes[0].init().start()
+        first.sql("CREATE DATABASE app")
+        first.sql("CREATE TABLE public.load (run text, client int, sequence int, PRIMARY KEY (run, client, sequence))", dbname="app")
+        for standby in self.nodes[1:]:
+            standby.clone(first)
+        first.wait_for_standbys(nodes - 1)
+        entries = {"app": "host=127.0.0.1 port=%d dbname=app" % first.port}
+        if nodes > 1:
+            entries["app_ro"] = "host=127.0.0.1 port=%d dbname=app" % self.nodes[1].port
+        self.poolers = [
+            lab.pgbouncer("pooler%d" % n, entries, pool_mode=pool_mode, settings=pooler_settings).start() for n in range(1, poolers + 1)
+        ]
+
+    def node(self, name):
+        return next(node for node in self.nodes if node.name == name)
+
+    @property
+    def primaries(self):
+        return [node for node in self.nodes if node.pid and not node.in_recovery]
+
+    @property
+    def primary(self):
+        (found,) = self.primaries
+        return found
+
+    def options(self, candidate, **changes):
+        return {
+            "candidate": candidate, "login_user": "postgres", "login_password": SUPERUSER_PASSWORD,
+            "pooler_user": "pooler_admin", "pooler_password": SUPERUSER_PASSWORD,
+            "nodes": [
+                {"name": node.name, "host": "127.0.0.1", "port": node.port, "log_file": str(node.log), "data_directory": str(node.data),
+                 "config_file": str(node.config_file), "conninfo": {"passfile": str(node.passfile)}}
+                for node in self.nodes
+            ],
+            "poolers": [
+                {"name": pooler.name, "host": "127.0.0.1", "port": pooler.port, "config_file": str(pooler.databases_file)} for pooler in self.poolers
+            ],
+            **changes,
+        }  # fmt: skip
+
+    def switch(self, candidate, check=False, diff=False, **changes):
+        return call_module("pg_switchover", self.options(candidate, **changes), check=check, diff=diff)
+
+    def load(self, **options):
+        return Load(self, **options)
+
+    def fingerprint(self):
+        """All that a refused or rolled-back switchover must leave as it was."""
+        found = {}
+        for node in self.nodes:
+            found[node.name] = {
+                "in_recovery": node.in_recovery,
+                "timeline": node.value("SELECT timeline_id FROM pg_control_checkpoint()"),
+                "files": sorted(path.name for path in node.data.iterdir() if path.name != "postmaster.opts"),
+                "auto.conf": "".join(line for line in (node.data / "postgresql.auto.conf").read_text().splitlines(True) if not line.startswith("#")),
+                "slots": node.sql("SELECT slot_name, active FROM pg_replication_slots ORDER BY 1"),
+            }
+        for pooler in self.poolers:
+            rows = [{k: row[k] for k in ("name", "host", "port", "paused", "disabled")} for row in pooler.show("DATABASES")]
+            found[pooler.name] = {"file": pooler.databases_file.read_text(), "files": sorted(p.name for p in pooler.base.iterdir()), "databases": rows}
+        return found
+
+    def paused(self):
+        return [(pooler.name, row["name"]) for pooler in self.poolers for row in pooler.show("DATABASES") if row["paused"]]
+
+
+class Load:
+    """The demo's clients, as a process of their own; use as a context, then read ``report``."""
+
+    def __init__(self, site, clients=20, interval=0.05, duration=60, dbname="app"):
+        self.site = site
+        base = site.lab.path / "load"
+        base.mkdir(exist_ok=True)
+        base.chmod(0o755)
+        self.stop_file = base / "stop"
+        self.ready_file = base / "ready"
+        self.report_file = base / "report.json"
+        for path in (self.stop_file, self.ready_file, self.report_file):
+            path.unlink(missing_ok=True)
+        passfile = base / "passfile"
+        escaped = SUPERUSER_PASSWORD.replace("\\", "\\\\").replace(":", "\\:")
+        passfile.touch(mode=0o600)
+        passfile.write_text("*:*:*:*:%s\n" % escaped)
+        self.options_file = base / "options.json"
+        self.options_file.write_text(json.dumps({
+            "poolers": [["127.0.0.1", pooler.port] for pooler in site.poolers], "dbname": dbname, "user": "postgres", "passfile": str(passfile),
+            "table": "public.load", "clients": clients, "interval": interval, "duration": duration, "ready": str(self.ready_file),
+            "stop": str(self.stop_file), "report": str(self.report_file),
+        }))  # fmt: skip
+        self.report = None
+
+    def __enter__(self):
+        self.process = subprocess.Popen(["/usr/bin/python3", str(REPOSITORY / "playbooks" / "files" / "load.py"), str(self.options_file)])
+        wait_until(self.ready_file.exists, 30)
+        return self
+
+    def __exit__(self, *exc):
+        self.stop_file.touch()
+        self.process.wait(90)
+        self.report = json.loads(self.report_file.read_text())
+
+    @property
+    def lost(self):
+        """Acknowledged rows that the primary does not hold."""
+        held = set(self.site.primary.sql("SELECT client, sequence FROM public.load WHERE run = %s", [self.report["run"]], dbname="app"))
+        return {(int(client), sequence) for client, numbers in self.report["acknowledged"].items() for sequence in numbers} - held
