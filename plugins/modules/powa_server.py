@@ -1,0 +1,255 @@
+# Copyright (c) 2026, pgfleet.ops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: powa_server
+short_description: Remote servers of a PoWA repository
+version_added: "0.1.0"
+description:
+  - Registers, changes, deactivates and deletes the remote servers that a repository of PoWA collects from, and sets which
+    statistics extensions are collected on each.
+  - One call takes all servers, in one connection and one transaction. If one entry fails, nothing is changed.
+  - Supports PoWA 4.1, 4.2 and 5.x. The code for 5.x follows its documented functions and has not been tested on a real server yet.
+options:
+  login_db:
+    description: The repository's database. Without this option the environment variable E(PGDATABASE) counts, then V(powa).
+  servers:
+    description:
+      - The servers. An empty list changes nothing and returns all servers that are registered.
+      - A server that is registered is found by its alias, else by its host and port.
+      - An option that is left out becomes PoWA's own default for a new server and stays as it is for a known one.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      alias:
+        description: The server's name, unique in the repository.
+        type: str
+        required: true
+      state:
+        description:
+          - V(present) - registered and collected from.
+          - V(inactive) - registered with all its data, and not collected from. The frequency is lost.
+          - V(absent) - not registered. All that was collected from it is deleted, so O(servers[].purge) must be V(true).
+        type: str
+        choices: [present, inactive, absent]
+        default: present
+      host:
+        description: Name or address by which the collector reaches the server. Needed for a new one.
+        type: str
+      port:
+        description: Port of the server. PoWA's default is 5432.
+        type: int
+      user:
+        description: Role as which the collector connects. PoWA's default is V(powa).
+        type: str
+      password:
+        description:
+          - Password of O(servers[].user). PoWA keeps it in plain text in its table C(powa_servers), where every role with SELECT reads it.
+          - Better leave it out and give the collector a passfile, as the role P(pgfleet.ops.powa_collector#role) does.
+        type: str
+      clear_password:
+        description: Remove the password that is registered.
+        type: bool
+        default: false
+      dbname:
+        description: Database with the extension powa on the server. PoWA's default is V(powa).
+        type: str
+      frequency:
+        description:
+          - Seconds between two snapshots, at least 5. PoWA's default is 300. V(-1) means O(servers[].state=inactive).
+          - Version 1.2 of the collector takes one at each third interval only.
+        type: int
+      powa_coalesce:
+        description: Number of snapshots that are stored as one record, at least 5. PoWA's default is 100.
+        type: int
+      retention:
+        description: How long data is kept, as an interval of PostgreSQL, for example V(2 days). PoWA's default is one day.
+        type: str
+      allow_ui_connection:
+        description: Whether powa-web may connect to the server. PoWA's default is V(true).
+        type: bool
+      extensions:
+        description:
+          - Statistics extensions to collect, besides what PoWA always collects. The order is of no importance.
+          - They must be there on the remote server, see M(pgfleet.ops.powa_archivist).
+            PoWA 5 stops collecting from a server on which C(pg_qualstats) is missing.
+          - V(hypopg) is ignored, as the collector finds it by itself.
+        type: list
+        elements: str
+      purge:
+        description: Agree to the deletion of the server's data with O(servers[].state=absent).
+        type: bool
+        default: false
+  extensions_exact:
+    description:
+      - Also deactivate what is active on a server and not in its list O(servers[].extensions), datasources of your own among them.
+      - What PoWA always collects stays active. Entries without a list are left alone.
+    type: bool
+    default: false
+extends_documentation_fragment:
+  - pgfleet.ops.attributes
+  - pgfleet.ops.attributes.changes
+  - pgfleet.ops.login.connection
+notes:
+  - The right to register servers comes with O(pgfleet.ops.powa_archivist#module:grant_to[].access=manager).
+  - A collector that runs does not notice most changes by itself, see RV(collector_reload_required) and RV(collector_restart_required).
+seealso:
+  - module: pgfleet.ops.powa_archivist
+  - module: pgfleet.ops.powa_collector
+author:
+  - pgfleet.ops contributors (@pgfleet)
+"""
+
+EXAMPLES = r"""
+- name: Register two servers
+  pgfleet.ops.powa_server:
+    login_host: repository.example.org
+    login_user: postgres
+    servers:
+      - alias: prod1
+        host: 10.0.0.11
+        frequency: 60
+        retention: 7 days
+        extensions: [pg_qualstats, pg_stat_kcache, pg_wait_sampling]
+      - alias: prod2
+        host: 10.0.0.12
+        frequency: 60
+  register: registered
+
+- name: Stop collecting from one server and delete another with its data
+  pgfleet.ops.powa_server:
+    servers:
+      - alias: prod1
+        state: inactive
+      - alias: prod2
+        state: absent
+        purge: true
+
+- name: Read all servers
+  pgfleet.ops.powa_server:
+    servers: []
+"""
+
+RETURN = r"""
+servers:
+  description: The servers of the option as they are registered afterwards; all of them if the option is an empty list.
+  type: list
+  elements: dict
+  returned: success
+  contains:
+    id:
+      description: The number of the server in the repository.
+      type: int
+    alias:
+      description: Its name.
+      type: str
+    host:
+      description: Where the collector connects to.
+      type: str
+    port:
+      description: Where the collector connects to.
+      type: int
+    user:
+      description: As whom the collector connects.
+      type: str
+    dbname:
+      description: Where the collector connects to.
+      type: str
+    state:
+      description: V(present) or V(inactive).
+      type: str
+    frequency:
+      description: Seconds between snapshots; -1 while inactive.
+      type: int
+    powa_coalesce:
+      description: Snapshots in one record.
+      type: int
+    retention:
+      description: How long data is kept.
+      type: str
+    allow_ui_connection:
+      description: Whether powa-web may connect to the server.
+      type: bool
+    has_password:
+      description: Whether a password is stored. The password itself is never returned.
+      type: bool
+    extensions:
+      description: All that is collected and can be switched, what PoWA always collects among it.
+      type: list
+      elements: str
+    version:
+      description: Version of PostgreSQL that the collector found; none before the first snapshot.
+      type: str
+  sample:
+    - {id: 1, alias: prod1, host: 10.0.0.11, port: 5432, user: powa, dbname: powa, state: present, frequency: 60, powa_coalesce: 100,
+       retention: 7 days, allow_ui_connection: true, has_password: false, extensions: [pg_qualstats, pg_stat_statements], version: "15.4"}
+repository_version:
+  description: Version of the extension powa in the repository.
+  type: str
+  returned: success
+  sample: 4.1.4
+collector_running:
+  description: Whether a collector is connected to the repository.
+  type: bool
+  returned: success
+collector_reload_required:
+  description: Whether a collector that runs has to be told of the changes of this task, with M(pgfleet.ops.powa_collector).
+  type: bool
+  returned: success
+collector_restart_required:
+  description:
+    - Whether a collector that runs has to be restarted because of the changes of this task.
+    - After a reload alone it would go on collecting from a server that is gone, or lose its main thread.
+  type: bool
+  returned: success
+collector_reasons:
+  description: Why.
+  type: list
+  elements: str
+  returned: success
+  sample: ['server "prod1" is new']
+"""
+
+from ansible_collections.pgfleet.ops.plugins.module_utils._module import CONNECTION, ArgumentSpec, run
+from ansible_collections.pgfleet.ops.plugins.module_utils._operations.powa_server import PowaServer
+
+SPEC = CONNECTION.merge(
+    ArgumentSpec(
+        {
+            "servers": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": {
+                    "alias": {"type": "str", "required": True},
+                    "state": {"type": "str", "choices": ["present", "inactive", "absent"], "default": "present"},
+                    "host": {"type": "str"},
+                    "port": {"type": "int"},
+                    "user": {"type": "str"},
+                    "password": {"type": "str", "no_log": True},
+                    "clear_password": {"type": "bool", "default": False, "no_log": False},
+                    "dbname": {"type": "str"},
+                    "frequency": {"type": "int"},
+                    "powa_coalesce": {"type": "int"},
+                    "retention": {"type": "str"},
+                    "allow_ui_connection": {"type": "bool"},
+                    "extensions": {"type": "list", "elements": "str"},
+                    "purge": {"type": "bool", "default": False},
+                },
+            },
+            "extensions_exact": {"type": "bool", "default": False},
+        }
+    )
+)
+
+
+def main() -> None:
+    run(PowaServer, SPEC)
+
+
+if __name__ == "__main__":
+    main()
