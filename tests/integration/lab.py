@@ -309,6 +309,8 @@ def call_module(name, options, check=False, diff=False, user="postgres", environ
     assert found, "no result in:\n%s\n%s" % (done.stdout, done.stderr)
     result = json.loads(found.group(2))
     result["failed"] = found.group(1) == "FAILED!"
+    # Ansible takes warnings out of the result and prints them, broken into lines.
+    result["printed"] = " ".join(done.stderr.split())
     return result
 
 

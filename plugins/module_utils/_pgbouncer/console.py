@@ -16,6 +16,7 @@ from .._sql.connection import Session, Target, connect
 from .._wait import Deadline
 
 ADMIN_DATABASE = "pgbouncer"
+DEFAULT_PORT = 6432
 
 # The console keeps an argument, with its quotes, in 64 bytes.
 _MAX_ARGUMENT_BYTES = 63
@@ -41,6 +42,13 @@ def identifier(name: str) -> str:
     if not name or "\0" in name or len(text.encode("utf-8", "surrogateescape")) > _MAX_ARGUMENT_BYTES:
         raise InvalidInput('PgBouncer\'s console cannot take the database name "%s"' % name, expected="1 to 61 bytes where quotes are needed, else 63")
     return text
+
+
+def console_target(params: t.Mapping[str, t.Any], **overrides: t.Any) -> Target:
+    """The console that a module's connection options name; the port is 6432 where none is given."""
+    target = Target.from_params(params, **overrides)
+    given = overrides.get("port") or params.get("login_port")
+    return target.to(port=int(given or DEFAULT_PORT), dbname=ADMIN_DATABASE)
 
 
 class Console:
