@@ -51,13 +51,17 @@ options:
       conninfo:
         description:
           - libpq keywords with which this node streams from whichever node is the primary, for example C(user), C(passfile) and C(sslmode).
-          - Without it the node's own C(primary_conninfo) counts, then the candidate's. Prefer C(passfile) over C(password).
+          - Without it the node's own C(primary_conninfo) counts, then the candidate's.
+          - A C(password) is refused, because it would be written to C(postgresql.auto.conf); name a C(passfile).
         type: dict
         default: {}
       slot:
         description:
           - Name of the replication slot for this node on the primary.
           - Without it the node's C(primary_slot_name) counts, then its name with underscores; no slot is made where the cluster uses none.
+        type: str
+      upstream:
+        description: Name of the standby that this node follows in a cascade; it is then left alone. All other nodes follow the primary.
         type: str
       data_directory:
         description: The node's data directory; without it the server is asked. Needed to finish a switchover whose old primary is down.
@@ -216,11 +220,17 @@ timing_ms:
   description: Milliseconds of each part, in order.
   returned: when the primary was moved
   type: dict
-  sample: {connect: 31.0, checkpoint: 84.1, catch_up: 0.6, fence: 1.2, wait_for_logins: 0.9, pause: 2.4, reload: 3.1, stop: 24.2, replay: 0.8, promote: 48.9, resume: 0.7}
+  sample: {connect: 310.0, checkpoint: 84.1, catch_up: 0.6, fence: 1.2, wait_for_logins: 0.9, pause: 2.4, reload: 3.1, stop: 24.2, promote: 48.9, resume: 0.7}
 timeline:
-  description: The timelines RV(ignore:before) and RV(ignore:after).
+  description: The primary's timeline afterwards.
+  returned: success
+  type: int
+  sample: 2
+timeline_before:
+  description: The old primary's timeline.
   returned: when the primary was moved
-  type: dict
+  type: int
+  sample: 1
 cluster:
   description: The cluster afterwards, as M(pgfleet.ops.pg_cluster_info) returns it.
   returned: success, and failure where it is known

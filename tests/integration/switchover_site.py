@@ -68,7 +68,7 @@ class Site:
         for node in self.nodes:
             found[node.name] = {
                 "in_recovery": node.in_recovery,
-                "timeline": node.value("SELECT timeline_id FROM pg_control_checkpoint()"),
+                "history": sorted(path.name for path in (node.data / "pg_wal").glob("*.history")),
                 "files": sorted(path.name for path in node.data.iterdir() if path.name != "postmaster.opts"),
                 "auto.conf": "".join(line for line in (node.data / "postgresql.auto.conf").read_text().splitlines(True) if not line.startswith("#")),
                 "slots": node.sql("SELECT slot_name, active FROM pg_replication_slots ORDER BY 1"),

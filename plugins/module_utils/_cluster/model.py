@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import typing as t
 
@@ -157,10 +158,8 @@ class Cluster:
         if self.primary is None or self.primary.state is None:
             return None
         names = {standby.name, (standby.state or {}).get("cluster_name")}
-        try:
+        with contextlib.suppress(ValueError):
             names.add(parse_conninfo((standby.state or {}).get("primary_conninfo") or "").get("application_name"))
-        except ValueError:
-            pass
         return next((s for s in self.primary.state["senders"] if s["application_name"] in names), None)
 
     def lag_bytes(self, node: Node) -> int | None:

@@ -98,7 +98,9 @@ def refusals(
         if pooler.paused:
             found.append("pooler %s: %s is paused already; RESUME it first if nothing else pauses it" % (pooler.name, ", ".join(pooler.paused)))
         if not pooler.problem and not pooler.affected:
-            found.append("pooler %s has no entry that leads to the primary: it is listed here by mistake, or its addresses are not those of the nodes" % pooler.name)
+            found.append(
+                "pooler %s has no entry that leads to the primary: it is listed here by mistake, or its addresses are not those of the nodes" % pooler.name
+            )
     old = [transaction for transaction in transactions if transaction.seconds > transaction_limit]
     if old:
         found.append("transactions are open longer than %g s, every client would wait for them: %s" % (transaction_limit, "; ".join(map(str, old))))

@@ -22,6 +22,7 @@ the request ``recover``: the way back is this one piece of code, whether the con
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -258,7 +259,7 @@ class Pooler:
             "SELECT NOT pg_is_in_recovery() AND current_setting('transaction_read_only') = 'off'"
             " AND system_identifier::text = '%d' FROM pg_control_system()" % int(direction["system_identifier"])
         )
-        for attempt in (1, 2):
+        for _attempt in (1, 2):
             try:
                 if direction["session"] is None:
                     direction["session"] = self._connect(direction["node"])
@@ -364,10 +365,9 @@ class Guardian:
                     answer = {"ok": False, "error": str(error)}
                 except Exception as error:
                     answer = {"ok": False, "error": "%s: %s" % (type(error).__name__, error)}
-                try:
+                # Where the controller is gone, the next read says so.
+                with contextlib.suppress(OSError):
                     os.write(1, json.dumps(answer).encode() + b"\n")
-                except OSError:
-                    pass  # the controller is gone: the next read says so
 
 
 def serve(part, patience, **options):

@@ -1,0 +1,585 @@
+# Copyright (c) 2026, pgfleet.ops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# PRIVATE to the collection: no promise is made about this file to anything outside it.
+
+"""The planned switchover: one process owns the time from PAUSE to RESUME.
+
+Before the first PAUSE everything is connected, checked and prepared. Inside the window nothing starts a process, opens
+a connection or waits for a tool that polls. A guardian on the host of each pooler and of the old primary
+(_host/guardian_program.py) puts its part back when this process fails, hangs or is killed.
+
+Order and rollback points:
+
+1. prepare: sessions, checkpoints, where the old primary will stream from; nothing that clients notice, undone on failure
+2. fence: standby.signal on the old primary, so that whatever starts it later starts a standby
+3. pause all poolers at once, with a bound
+4. stop the old primary; meanwhile the poolers' files are switched and reloaded
+5. proof: pg_control says shut down, and the candidate has replayed that shutdown checkpoint
+6. release: the old primary's guardian gives up its right to go back. Until it says so, nothing is promoted.
+7. promote, resume; then, outside the window: old primary starts as a standby, the others follow, slots are moved
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import select
+import time
+import typing as t
+
+from .._cluster.model import Cluster, Node
+from .._cluster.switchover import PoolerView, Transaction, slot_name
+from .._errors import NotConfirmed, OperationError, RolledBack, WaitTimeout
+from .._host.guardian import Guardian
+from .._pgbouncer.console import Console
+from .._pgbouncer.ini import Change
+from .._sql.connection import Session, Target, connect, sql
+from .._sql.values import build_conninfo, lsn_to_int, parse_conninfo
+from .._wait import Deadline, wait_for
+from .cluster_info import describe, observe_cluster
+
+T = t.TypeVar("T")
+
+# With PgBouncer's default of 15 s, one login that meets a PAUSE keeps a pool closed for that long.
+LOGIN_RETRY_SECONDS = "0.1"
+# A promotion that meets a walreceiver being restarted waits this long; the default is 5 s.
+RETRIEVE_RETRY = "5ms"
+
+@dataclasses.dataclass
+class Pooler:
+    """One pooler with all that the window needs of it."""
+
+    name: str
+    options: t.Mapping[str, t.Any]
+    target: Target
+    guardian: Guardian | None = None
+    console: Console | None = None
+    text: str = ""
+    new_text: str = ""
+    changes: t.Sequence[Change] = ()
+    everything: bool = False
+    """It is paused as a whole, because its entry "*" is affected."""
+    login_retry: str = LOGIN_RETRY_SECONDS
+    view: PoolerView = dataclasses.field(default_factory=lambda: PoolerView(""))
+
+    @property
+    def paused(self) -> list[str | None]:
+        """What the PAUSE and RESUME commands name; None is everything."""
+        return [None] if self.everything else [change.name for change in self.changes]
+
+
+@dataclasses.dataclass
+class Seen:
+    cluster: Cluster
+    candidate: Node
+    poolers: t.Sequence[Pooler]
+    transactions: t.Sequence[Transaction]
+    problems: t.Sequence[str]
+    fenced_down: t.Sequence[str]
+    """Nodes that are down, fenced, and left so by an interrupted switchover."""
+
+
+class Run:
+    """What one switchover holds while it runs: connections, guardians, the clock, and what is told at the end."""
+
+    def __init__(self, params: t.Mapping[str, t.Any]) -> None:
+        self.params = params
+        self.guardians: dict[str, Guardian] = {}
+        self.timing: dict[str, float] = {}
+        self.result: dict[str, t.Any] = {}
+        self.warnings: list[str] = []
+        self._open: list[t.Any] = []
+        self._marked = 0.0
+
+    def keep(self, part: T) -> T:
+        """Have something closed at the end."""
+        self._open.append(part)
+        return part
+
+    def close(self) -> None:
+        for part in reversed(self._open):
+            with contextlib.suppress(OperationError):
+                part.close()
+        self._open.clear()
+
+    def warn(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    def mark(self, what: str | None) -> None:
+        """Add the time since the last mark to ``timing`` (milliseconds); None only starts the clock."""
+        now = time.monotonic()
+        if what is not None:
+            self.timing[what] = round(self.timing.get(what, 0) + (now - self._marked) * 1000, 1)
+        self._marked = now
+
+    def entry(self, node: Node) -> t.Mapping[str, t.Any]:
+        """The node's options."""
+        return next(entry for entry in self.params["nodes"] if entry["name"] == node.name)
+
+    def target(self, node: Node) -> Target:
+        return Target.from_params(self.params, host=node.host, port=node.port)
+
+    def session(self, node: Node, read_only: bool = False) -> Session:
+        return self.keep(connect(self.target(node), read_only=read_only))
+
+    def guardian(self, name: str, shell: t.Sequence[str], options: t.Mapping[str, t.Any]) -> Guardian:
+        self.guardians[name] = self.keep(Guardian(name, shell, options, patience=self.params["timeout"] / 2))
+        return self.guardians[name]
+
+    def slot_of(self, node: Node) -> str:
+        configured = node.state["primary_slot_name"] if node.state else None
+        return self.entry(node)["slot"] or configured or slot_name(node.name)
+
+    def stale_slots(self, cluster: Cluster, node: Node) -> list[str]:
+        """Physical slots on a standby that no member uses there any more: each would hold WAL for ever."""
+        members = {self.slot_of(other) for other in cluster.nodes}
+        slots = node.state["slots"] if node.state else []
+        return [slot["name"] for slot in slots if slot["type"] == "physical" and not slot["active"] and slot["name"] in members]
+
+    def observe(self) -> Cluster:
+        return observe_cluster(self.params, timeout=10, read_only=True)
+
+    def describe(self, cluster: Cluster) -> dict[str, t.Any]:
+        return describe(cluster, self.params["lag_limit_bytes"], "priority", ())
+
+
+class Finish:
+    """Brings the other nodes behind the primary. Every method does nothing where nothing is to be done."""
+
+    def __init__(self, run: Run, primary: Node, timeout: float) -> None:
+        self._run = run
+        self._primary = primary
+        self._timeout = timeout
+        self._session: Session | None = None
+
+    @property
+    def session(self) -> Session:
+        """On the new primary."""
+        if self._session is None:
+            self._session = self._run.session(self._primary)
+        return self._session
+
+    def conninfo(self, node: Node, own: str, model: str) -> str:
+        """Where a node streams from: its own connection string or, if it never had one, that of the model, led to the new primary."""
+        keywords: dict[str, t.Any] = parse_conninfo(own) or parse_conninfo(model)
+        keywords.setdefault("application_name", node.name)
+        if not own:
+            keywords["application_name"] = node.name
+        keywords.update(self._run.entry(node)["conninfo"])
+        keywords.update(host=self._primary.peer_address, port=self._primary.port)
+        return build_conninfo({key: value for key, value in keywords.items() if key not in ("hostaddr", "dbname", "replication", "fallback_application_name")})
+
+    def ensure_slot(self, node: Node) -> str:
+        name = self._run.slot_of(node)
+        if not self.session.value("SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s", [name]):
+            self.session.execute("SELECT pg_create_physical_replication_slot(%s, true)", [name])
+        return name
+
+    def follow(self, node: Node) -> None:
+        """Point a running standby at the primary; PostgreSQL 13 and later take it by reload."""
+        session = self._run.session(node)
+        slot = self.ensure_slot(node) if session.value("SELECT setting FROM pg_settings WHERE name = 'primary_slot_name'") else None
+        own = session.value("SELECT setting FROM pg_settings WHERE name = 'primary_conninfo'") or ""
+        point_at(session, self.conninfo(node, own, own), slot)
+        self.wait_until_streaming(node)
+
+    def start(self, name: str) -> None:
+        """Start a fenced node that is down."""
+        node = next(Node(e["name"], e["host"], e["port"], e["priority"], e["address"]) for e in self._run.params["nodes"] if e["name"] == name)
+        self.ensure_slot(node)
+        self._run.guardians[name].call("start", Deadline(self._timeout), timeout=self._timeout)
+        self.follow(node)
+
+    def wait_until_streaming(self, node: Node) -> None:
+        session = self._run.session(node)
+        wait_for(
+            "streaming of %s from %s" % (node.name, self._primary.name),
+            lambda: session.row("SELECT status, sender_port FROM pg_stat_wal_receiver") or {},
+            lambda row: row.get("status") == "streaming" and row.get("sender_port") == self._primary.port,
+            Deadline(self._timeout),
+            interval=0.05,
+            action="See the log of %s: a slot, pg_hba.conf or the password of the replication user may be missing on %s" % (node.name, self._primary.name),
+        )
+
+    def drop_stale_slots(self) -> None:
+        """Slots that were needed while their node was the primary and now would only hold WAL."""
+        now = self._run.observe()
+        for node in now.standbys:
+            for name in self._run.stale_slots(now, node):
+                self._run.session(node).execute(
+                    "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s AND NOT active", [name]
+                )
+
+    def reset_retry(self) -> None:
+        reset_setting(self.session, "wal_retrieve_retry_interval")
+
+
+class Window:
+    """The switchover itself; its methods are the plan's steps, in order."""
+
+    def __init__(self, run: Run, seen: Seen, old: Node) -> None:
+        self.run = run
+        self.seen = seen
+        self.old_node = old
+        self.new_node = seen.candidate
+        self.poolers = [pooler for pooler in seen.poolers if pooler.changes]
+        self.finish = Finish(run, seen.candidate, run.params["timeout"])
+        self.timeout: float = run.params["timeout"]
+        self.limit = Deadline(0)
+        self.undo: list[t.Callable[[], None]] = []
+        self.armed = False
+        self.phase = "prepare"
+        self._slots_wanted = False
+
+    # Every step goes through here: one place knows the way back.
+    def guarded(self, do: t.Callable[[], t.Any]) -> t.Callable[[], None]:
+        def run() -> None:
+            try:
+                do()
+            except BaseException as error:
+                if self.phase == "done" and isinstance(error, OperationError):
+                    raise NotConfirmed(
+                        "%s is the new primary and the poolers lead to it, but not everything follows yet: %s" % (self.new_node.name, error),
+                        action="Run the switchover again: it finishes what is left",
+                        **error.facts,
+                    ) from error
+                outcomes, now = self.recover()
+                if not isinstance(error, OperationError):
+                    raise
+                raise self._failure(error, outcomes, now) from error
+
+        return run
+
+    def _failure(self, error: OperationError, outcomes: dict[str, str], now: Cluster) -> OperationError:
+        facts = {**error.facts, "phase": self.phase, "recovery": outcomes, "timing_ms": self.run.timing}
+        primary = now.primary
+        if primary is not None and primary.name == self.old_node.name:
+            lost = [text for name, text in outcomes.items() if "failed" in text or "stays paused" in text]
+            return RolledBack(
+                "the switchover to %s failed and was rolled back, %s is the primary as before: %s" % (self.new_node.name, self.old_node.name, error),
+                action="Not put back: %s" % "; ".join(lost) if lost else "The poolers lead to %s again" % self.old_node.name if self.poolers else None,
+                **facts,
+            )
+        facts["cluster"] = self.run.describe(now)
+        if primary is not None and primary.name == self.new_node.name:
+            return NotConfirmed(
+                "%s is the new primary and the poolers lead to it, but the switchover did not end well: %s" % (primary.name, error),
+                action="Run the switchover again: it finishes what is left",
+                **facts,
+            )
+        return NotConfirmed(
+            "the switchover failed and no node, or more than one, accepts writes now (%s): %s" % (", ".join(n.name for n in now.primaries) or "none", error),
+            action="Look at both nodes before you start or promote anything; guardians: %s" % outcomes,
+            **facts,
+        )
+
+    def recover(self) -> tuple[dict[str, str], Cluster]:
+        """Let every guardian put its part back, as they would without us, then take back what was prepared.
+
+        Returns what each guardian did and the cluster as it is then.
+        """
+        outcomes: dict[str, str] = {}
+        patience = Deadline(self.timeout + 5)
+        if self.armed:
+            guardians = [self.run.guardians[self.old_node.name], *(t.cast(Guardian, pooler.guardian) for pooler in self.poolers)]
+            for guardian in guardians:
+                with contextlib.suppress(OperationError):
+                    self._drain(guardian)
+                    guardian.start("recover")
+            for guardian in guardians:
+                try:
+                    outcomes[guardian.name] = str(guardian.finish(patience))
+                except OperationError as error:
+                    outcomes[guardian.name] = "recovery failed: %s" % error
+        now = self.run.observe()
+        went_back = now.primary is not None and now.primary.name == self.old_node.name
+        # Where the candidate was promoted, the old primary needs what was prepared for it as a standby.
+        for undo in reversed(self.undo if went_back else self.undo[:1]):
+            try:
+                undo()
+            except OperationError as error:
+                outcomes["prepared settings"] = "recovery failed: %s" % error
+        return outcomes, now
+
+    @staticmethod
+    def _drain(guardian: Guardian) -> None:
+        """A request may be under way whose answer nobody has read."""
+        while guardian.waiting:
+            with contextlib.suppress(OperationError):
+                guardian.finish(Deadline(10))
+
+    # -- before the window -----------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        run, params = self.run, self.run.params
+        run.mark(None)
+        deadline = Deadline(params["prepare_timeout"])
+        self.old = run.session(self.old_node)
+        self.new = run.session(self.new_node)
+        self.guard_node = run.guardians[self.old_node.name]
+        for pooler in self.poolers:
+            assert pooler.guardian is not None
+            pooler.guardian.start(
+                "prepare",
+                console=pooler.target.keywords(),
+                databases=None if pooler.everything else pooler.paused,
+                directions=[
+                    {
+                        "name": node.name,
+                        "node": run.target(node).keywords(),
+                        "system_identifier": node.system_identifier,
+                        "text": text,
+                    }
+                    for node, text in ((self.old_node, pooler.text), (self.new_node, pooler.new_text))
+                ],
+            )
+        for pooler in self.poolers:
+            t.cast(Guardian, pooler.guardian).finish(deadline)
+        run.mark("connect")
+        self._set(self.new_node, self.new, "wal_retrieve_retry_interval", RETRIEVE_RETRY)
+        self._slots_wanted = bool((self.new_node.state or {}).get("primary_slot_name") or run.entry(self.old_node)["slot"])
+        own = self.old.value("SELECT setting FROM pg_settings WHERE name = 'primary_conninfo'") or ""
+        model = (self.new_node.state or {}).get("primary_conninfo") or ""
+        self._set(self.old_node, self.old, "primary_conninfo", self.finish.conninfo(self.old_node, own, model))
+        if self._slots_wanted:
+            self._set(self.old_node, self.old, "primary_slot_name", run.slot_of(self.old_node))
+        # Twice: what the first one's own time dirtied is little, so that the shutdown checkpoint is short.
+        for session in (self.old, self.old, self.new):
+            session.ask("CHECKPOINT", deadline)
+        run.mark("checkpoint")
+        head = lsn_to_int(self.old.ask_value("SELECT pg_current_wal_flush_lsn()", deadline) or "0/0")
+        self._wait_for_replay(head, deadline.within(params["timeout"]))
+        run.mark("catch_up")
+
+    def _set(self, node: Node, session: Session, name: str, value: str) -> None:
+        """ALTER SYSTEM with an undo, which has a session of its own: this one may not survive."""
+        before = session.row("SELECT setting, unit, sourcefile FROM pg_settings WHERE name = %s", [name]) or {}
+        was_set = str(before.get("sourcefile") or "").endswith("postgresql.auto.conf")
+        old = "%s%s" % (before["setting"], before["unit"] or "") if was_set else None
+        if old == value:
+            if name != "wal_retrieve_retry_interval":
+                return
+            # Left by a run that was killed: nothing to go back to.
+            old = None
+        set_setting(session, name, value)
+
+        def undo() -> None:
+            fresh = self.run.session(node)
+            if old is None:
+                reset_setting(fresh, name)
+            else:
+                set_setting(fresh, name, old)
+
+        self.undo.append(undo)
+
+    def _wait_for_replay(self, position: int, deadline: Deadline) -> None:
+        """Until the candidate has replayed past a position (bytes)."""
+        while True:
+            replayed = lsn_to_int(self.new.ask_value("SELECT pg_last_wal_replay_lsn()", deadline) or "0/0")
+            if replayed >= position:
+                return
+            if deadline.passed:
+                raise WaitTimeout(
+                    "the candidate %s has not replayed the WAL of %s within %g s, %d bytes are missing"
+                    % (self.new_node.name, self.old_node.name, deadline.seconds, position - replayed)
+                )
+            time.sleep(0.0005)
+
+    # -- the window ------------------------------------------------------------------------------------------------
+
+    def _arm(self) -> None:
+        """From here on a guardian acts when we do not. Forward has half of the time limit, the way back the other half."""
+        run = self.run
+        self.phase = "arm"
+        half = self.timeout / 2
+        self.limit = Deadline(half - min(1.0, half / 4))
+        self.armed = True
+        guardians = [self.guard_node, *(t.cast(Guardian, pooler.guardian) for pooler in self.poolers)]
+        for guardian in guardians:
+            guardian.start("arm", limit=half)
+        for guardian in guardians:
+            guardian.finish(self.limit)
+        self.guard_node.call("fence", self.limit)
+        run.mark("fence")
+
+    def pause(self) -> None:
+        run = self.run
+        run.mark(None)
+        self._arm()
+        self.phase = "pause"
+        bound = self.limit.within(run.params["pause_timeout"])
+        for pooler in self.poolers:
+            console = t.cast(Console, pooler.console)
+            if float(pooler.login_retry) > float(LOGIN_RETRY_SECONDS):
+                console.set("server_login_retry", LOGIN_RETRY_SECONDS, bound)
+                self.undo.append(bind(console.set, "server_login_retry", pooler.login_retry, Deadline(5)))
+        # A PAUSE that meets a server connection in login makes PgBouncer take the pool for failed.
+        for pooler in self.poolers:
+            while any(row["sv_login"] for row in t.cast(Console, pooler.console).pools(bound)) and bound.left > bound.seconds / 2:
+                time.sleep(0.001)
+        run.mark("wait_for_logins")
+        self.paused_at = time.monotonic()
+        waiting = {pooler.name: list(pooler.paused) for pooler in self.poolers}
+        busy: dict[str, Pooler] = {}
+        for pooler in self.poolers:
+            t.cast(Console, pooler.console).start_pause(waiting[pooler.name].pop(0))
+            busy[pooler.name] = pooler
+        while busy:
+            sockets = {t.cast(Console, pooler.console).session.fileno: pooler for pooler in busy.values()}
+            ready, _w, _x = select.select(list(sockets), [], [], bound.left)
+            if not ready and bound.passed:
+                raise WaitTimeout(
+                    "PAUSE did not end within %g s on %s: clients hold transactions open" % (bound.seconds, ", ".join(sorted(busy))),
+                    action="See pg_stat_activity on %s for the transactions, or raise pause_timeout" % self.old_node.name,
+                )
+            for descriptor in ready:
+                pooler = sockets[descriptor]
+                console = t.cast(Console, pooler.console)
+                if console.pause_finished():
+                    console.finish_pause(bound)
+                    if waiting[pooler.name]:
+                        console.start_pause(waiting[pooler.name].pop(0))
+                    else:
+                        del busy[pooler.name]
+        run.mark("pause")
+
+    def stop(self) -> None:
+        run = self.run
+        if not self.armed:  # no poolers
+            run.mark(None)
+            self._arm()
+            self.paused_at = time.monotonic()
+        self.phase = "stop"
+        self.guard_node.start("stop", timeout=max(0.1, self.limit.left - 0.1))
+        # The poolers' files change while the old primary writes its shutdown checkpoint.
+        for pooler in self.poolers:
+            t.cast(Guardian, pooler.guardian).start("switch", text=pooler.new_text)
+        for pooler in self.poolers:
+            t.cast(Guardian, pooler.guardian).finish(self.limit)
+            console = t.cast(Console, pooler.console)
+            console.reload(self.limit)
+            if float(pooler.login_retry) > float(LOGIN_RETRY_SECONDS):
+                console.set("server_login_retry", LOGIN_RETRY_SECONDS, self.limit)
+        run.mark("reload")
+        self.shutdown_checkpoint = int(self.guard_node.finish(self.limit)["checkpoint"])
+        run.mark("stop")
+
+    def promote(self) -> None:
+        run = self.run
+        self.phase = "replay"
+        # The replay position is the end of the last record: past the checkpoint's start means that the record is replayed.
+        self._wait_for_replay(self.shutdown_checkpoint + 1, self.limit)
+        run.mark("replay")
+        self.phase = "release"
+        self.guard_node.call("release", self.limit)
+        self.phase = "promote"
+        self.new.ask("SELECT pg_promote(false)", self.limit)
+        while self.new.ask_value("SELECT pg_is_in_recovery()", self.limit) != "f":
+            if self.limit.passed:
+                raise WaitTimeout("%s was told to promote and is still in recovery after %g s" % (self.new_node.name, self.limit.seconds))
+            time.sleep(0.001)
+        run.mark("promote")
+
+    def resume(self) -> None:
+        run = self.run
+        self.phase = "resume"
+        deferred = self._deferred()
+        for pooler in self.poolers:
+            console = t.cast(Console, pooler.console)
+            for name in pooler.paused:
+                if name not in deferred.get(pooler.name, ()):
+                    console.resume(name, self.limit)
+        run.mark("resume")
+        run.result["paused_ms"] = round((time.monotonic() - self.paused_at) * 1000, 1)
+        self._check_run_time()
+
+    def _deferred(self) -> dict[str, list[str]]:
+        """Read-only entries that now lead to the old primary: they wait until it is a standby that answers."""
+        return {
+            pooler.name: [
+                change.name for change in pooler.changes if self.old_node.listens_at(change.after.get("host", ""), int(change.after.get("port", 5432)))
+            ]
+            for pooler in self.poolers
+        }
+
+    def _check_run_time(self) -> None:
+        for pooler in self.poolers:
+            running = t.cast(Console, pooler.console).databases(self.limit)
+            wrong = [change.name for change in pooler.changes if change.name != "*" and not same_target(change.after, running.get(change.name))]
+            if wrong:
+                raise NotConfirmed(
+                    "pooler %s still leads elsewhere for %s, although its file was changed and it was reloaded" % (pooler.name, ", ".join(wrong))
+                )
+
+    # -- after the window ------------------------------------------------------------------------------------------
+
+    def rejoin(self) -> None:
+        run = self.run
+        self.phase = "rejoin"
+        if not self.poolers:
+            run.result["paused_ms"] = round((time.monotonic() - self.paused_at) * 1000, 1)
+        # Slots first: a follower that names one does not stream without it.
+        if self._slots_wanted:
+            self.finish.ensure_slot(self.old_node)
+        run.mark(None)
+        self.guard_node.call("start", Deadline(self.timeout), timeout=self.timeout)
+        run.mark("start_old_primary")
+        self.finish.wait_until_streaming(self.old_node)
+        run.mark("stream")
+        for name, entries in self._deferred().items():
+            console = next(t.cast(Console, pooler.console) for pooler in self.poolers if pooler.name == name)
+            for entry in entries:
+                console.resume(entry, self.limit)
+        for guardian in (self.guard_node, *(t.cast(Guardian, pooler.guardian) for pooler in self.poolers)):
+            guardian.call("disarm", Deadline(5))
+        self.armed = False
+        # Nothing is left that could go back, and what was set for the way there is taken back in settle().
+        self.phase = "done"
+
+    def follow(self, node: Node) -> None:
+        self.finish.follow(node)
+
+    def settle(self) -> None:
+        run = self.run
+        reset_retry = self.undo[0]
+        reset_retry()
+        for pooler in self.poolers:
+            if float(pooler.login_retry) > float(LOGIN_RETRY_SECONDS):
+                t.cast(Console, pooler.console).set("server_login_retry", pooler.login_retry, Deadline(5))
+        self.finish.drop_stale_slots()
+        run.mark("settle")
+        run.result["timing_ms"] = run.timing
+        run.result["old_primary"] = self.old_node.name
+        run.result["timeline_before"] = self.old_node.timeline
+
+
+def set_setting(session: Session, name: str, value: str) -> None:
+    """ALTER SYSTEM SET and reload. ALTER SYSTEM takes no parameters, so the value is composed as a literal."""
+    session.execute(sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value)))
+    session.execute("SELECT pg_reload_conf()")
+
+
+def reset_setting(session: Session, name: str) -> None:
+    """ALTER SYSTEM RESET and reload."""
+    session.execute(sql.SQL("ALTER SYSTEM RESET {}").format(sql.Identifier(name)))
+    session.execute("SELECT pg_reload_conf()")
+
+
+def point_at(session: Session, conninfo: str, slot: str | None) -> None:
+    """Lead a standby to an upstream."""
+    if slot is not None:
+        set_setting(session, "primary_slot_name", slot)
+    set_setting(session, "primary_conninfo", conninfo)
+
+
+def same_target(entry: t.Mapping[str, str], running: t.Mapping[str, t.Any] | None) -> bool:
+    if running is None:
+        return False
+    return (entry.get("host") or None) == (running["host"] or None) and int(entry.get("port", 5432)) == int(running["port"] or 5432)
+
+
+def bind(function: t.Callable[..., t.Any], *arguments: t.Any) -> t.Callable[[], t.Any]:
+    return lambda: function(*arguments)
