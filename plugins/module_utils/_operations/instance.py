@@ -144,16 +144,15 @@ class InstanceOperation(Operation):
             except NotReachable as error:
                 # A server that is full or hangs is just what one restarts.
                 problem = str(error)
-        configuration_problem, conflicts = None, ()
+        configuration_problem: str | None = None
+        conflicts: tuple[str, ...] = ()
         if has_data and state != "stopped":
             try:
                 if postmaster is None or str(postmaster.port) != self.instance.setting("port"):
                     conflicts = port_conflicts(self.instance)
             except CommandFailed as error:
                 configuration_problem = error.message
-        return InstanceState(
-            has_data, postmaster, self.instance.control_head().state if has_data else None, answers, problem, configuration_problem, tuple(conflicts)
-        )
+        return InstanceState(has_data, postmaster, self.instance.control_head().state if has_data else None, answers, problem, configuration_problem, conflicts)
 
     def _status(self) -> str:
         found = self.instance.postmaster()
