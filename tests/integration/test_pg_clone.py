@@ -104,6 +104,7 @@ def test_standby_of_another_upstream_is_left_alone(lab, standby, source):
     before = age(cascade), cascade.pid
     result = four_steps("pg_clone", options(cascade, source), expect_change=False)
     assert result["streaming"] and not result["follows_source"] and result["upstream"] == "127.0.0.1:%d" % standby.port
+    assert "streams from 127.0.0.1:%d, not from" % standby.port in result["printed"], result["printed"]
     assert (age(cascade), cascade.pid) == before
     # reclone moves it.
     result = call_module("pg_clone", options(cascade, source, reclone=True))
@@ -358,14 +359,15 @@ def test_verification_finds_a_damaged_copy(node, source):
 def killed_in(node, source, moment, number=signal.SIGKILL, **more):
     """Start pg_clone, kill its process at a moment, and wait until it is gone."""
     argv = [
-        pathlib.Path(sys.executable).parent / "ansible", "localhost", "-c", "local", "-m", "pgfleet.ops.pg_clone", "-a",
+        pathlib.Path(sys.executable).parent / "ansible", "localhost", "-i", "localhost,", "-c", "local", "-m", "pgfleet.ops.pg_clone", "-a",
         json.dumps(options(node, source, **more), default=str), "--become", "--become-user", "postgres",
     ]  # fmt: skip
     process = subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ansible_environment(), cwd=REPOSITORY
     )
     try:
-        wait_until(moment, 60, interval=0.01)
+        wait_until(lambda: process.poll() is not None or moment(), 60, interval=0.01)
+        assert process.poll() is None, process.stdout.read()
         victims = [pid for pid in descendants(process.pid) if is_module(pid)]
         assert victims, "the module's process was not found"
         for pid in victims:
@@ -399,6 +401,8 @@ def test_killed_half_way_through_the_copy(node, source):
     before = size()
     time.sleep(1.5)
     assert size() == before
+    # And so did its second process, which would hold the slot for ever.
+    wait_until(lambda: source.sql("SELECT active FROM pg_replication_slots WHERE slot_name = 'half'") == [(False,)], 10)
     result = four_steps("pg_clone", options(node, source, slot_name="half"))
     assert any("interrupted run left" in step for step in result["plan"])
     assert node.in_recovery and not any("." in name for name in entries(node) if name.startswith("data"))
@@ -409,6 +413,21 @@ def test_terminated_half_way_through_the_copy(node, source):
     moment = lambda: any((node.base / name / "base").exists() for name in entries(node) if ".clone-" in name)  # noqa: E731
     output = killed_in(node, source, moment, number=signal.SIGTERM, slot_name="polite", max_rate="2M")
     assert "RolledBack" in output and not any(name.startswith("data") for name in entries(node)) and "polite" not in slots(source), output
+
+
+def test_copy_that_outlived_its_module_is_ended(node, source):
+    """Where the host cannot end it with the module, the next run does."""
+    source.sql("SELECT pg_create_physical_replication_slot('orphaned', true)")
+    copy = node.base / "data.clone-0123456789ab"
+    orphan = subprocess.Popen(
+        [BIN / "pg_basebackup", "--pgdata=%s" % copy, "--dbname=host=127.0.0.1 port=%d user=postgres passfile=%s" % (source.port, node.passfile),
+         "--slot=orphaned", "--max-rate=1M", "--checkpoint=fast"], user="postgres", group="postgres", cwd="/",
+    )  # fmt: skip
+    wait_until(lambda: source.value("SELECT active FROM pg_replication_slots WHERE slot_name = 'orphaned'") and (copy / "base").exists(), 30)
+    orphan.kill()
+    orphan.wait()
+    result = call_module("pg_clone", options(node, source, slot_name="orphaned"))
+    assert not result["failed"] and node.in_recovery and not copy.exists(), result
 
 
 def test_second_run_meanwhile_is_refused(node, source):

@@ -8,12 +8,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
+import signal
+import subprocess
+import tempfile
 import typing as t
 
 from .._errors import CommandFailed
+from .._wait import Deadline, wait_for
 from .command import run_command
 
 
@@ -41,23 +46,75 @@ def basebackup_command(
     return argv
 
 
-def supervised(argv: t.Sequence[str], user: str | None = None) -> list[str]:
-    """The command so that it ends when we do, and as another user if named (which only root can)."""
-    prefix: list[str] = []
+def as_user(argv: t.Sequence[str], user: str | None) -> list[str]:
+    """The command as another user, which only root can ask for."""
+    if not user:
+        return list(argv)
     if shutil.which("setpriv"):
-        prefix = ["setpriv"]
-        if user:
-            prefix += ["--reuid=%s" % user, "--regid=%s" % _group_of(user), "--init-groups"]
-        # A copy that outlived a killed run would still fill the disk.
-        death = [*prefix, "--pdeathsig=KILL"]
+        return ["setpriv", "--reuid=%s" % user, "--regid=%d" % _group_of(user), "--init-groups", *argv]
+    return ["runuser", "-u", user, "--", *argv]
+
+
+def run_copy(argv: t.Sequence[str], timeout: float, user: str | None = None, environment: t.Mapping[str, str] | None = None) -> None:
+    """Run pg_basebackup so that nothing of it outlives us.
+
+    Its second process, which receives WAL, does not notice the death of the first: it would hold the slot and our output for ever.
+    So both are in a process group that ends as a whole, also when we are killed. Raises CommandFailed.
+    """
+    command = as_user(argv, user)
+    if _knows_death_signal():
+        group_end = 'trap "trap - TERM; kill -TERM 0" TERM; "$@" & wait "$!"'
+        identity = command[1 : len(command) - len(argv)] if user else []
+        command = ["setpriv", *identity, "--pdeathsig=TERM", "sh", "-c", group_end, "sh", *argv]
+    # A file and no pipe: a pipe stays open as long as any process has it.
+    with tempfile.TemporaryFile() as output:
+        env = {**os.environ, "LC_ALL": "C", "LANGUAGE": "C", **(environment or {})}
         try:
-            run_command([*death, "true"], timeout=10)
-            prefix = death
-        except CommandFailed:
-            prefix = prefix if user else []
-    elif user:
-        prefix = ["runuser", "-u", user, "--"]
-    return [*prefix, *argv]
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd="/", env=env, start_new_session=True)
+        except OSError as error:
+            raise CommandFailed("%s cannot be run: %s" % (command[0], error.strerror)) from error
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired as error:
+            raise CommandFailed("%s did not end within %g s" % (os.path.basename(argv[0]), timeout)) from error
+        finally:
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if code:
+            output.seek(0)
+            lines = output.read().decode("utf-8", "replace").strip().splitlines()[-15:]
+            raise CommandFailed("%s ended with %d: %s" % (os.path.basename(argv[0]), code, "\n".join(lines) or "it printed nothing"), argv=list(argv))
+
+
+def end_copies(destination: str) -> None:
+    """End what still copies to a directory, where a killed run could not take its processes with it."""
+    victims = list(_copying_to(destination))
+    for pid in victims:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    wait_for(
+        "the end of the copy to %s" % destination, lambda: [pid for pid in _copying_to(destination) if pid in victims], lambda left: not left, Deadline(10)
+    )
+
+
+def _copying_to(destination: str) -> t.Iterator[int]:
+    for entry in os.listdir("/proc") if os.path.isdir("/proc") else []:
+        if entry.isdigit():
+            with contextlib.suppress(OSError), open("/proc/%s/cmdline" % entry, "rb") as file:
+                words = file.read().split(b"\0")
+                if os.path.basename(words[0]) == b"pg_basebackup" and os.fsencode("--pgdata=%s" % destination) in words:
+                    yield int(entry)
+
+
+def _knows_death_signal() -> bool:
+    if not shutil.which("setpriv"):
+        return False
+    try:
+        run_command(["setpriv", "--pdeathsig=TERM", "true"], timeout=10)
+    except CommandFailed:
+        return False
+    return True
 
 
 def _group_of(user: str) -> int:

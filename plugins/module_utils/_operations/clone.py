@@ -29,7 +29,7 @@ import typing as t
 
 from .._errors import AuthenticationFailed, InvalidInput, NotConfirmed, NotReachable, OperationError, Refused, RolledBack, SplitBrainRisk
 from .._host import datadir
-from .._host.basebackup import basebackup_command, password_environment, supervised, verify_command
+from .._host.basebackup import as_user, basebackup_command, end_copies, password_environment, run_copy, verify_command
 from .._host.command import run_command
 from .._host.controldata import read_head
 from .._host.instance import Instance, Postmaster, find_bin_directory
@@ -711,7 +711,7 @@ class CloneOperation(Operation):
             self.params["max_rate"], next((copies[space.path] for space in seen.spaces if space.kind == "WAL"), None),
             {space.origin: copies[space.path] for space in seen.spaces if space.kind == "tablespace"},
         )  # fmt: skip
-        run_command(supervised(argv, self.owner), self.params["copy_timeout"], environment=password_environment(self.params["replication_password"]))
+        run_copy(argv, self.params["copy_timeout"], self.owner, password_environment(self.params["replication_password"]))
 
     @staticmethod
     def _no_space(problems: t.Sequence[str]) -> Refused:
@@ -747,7 +747,7 @@ class CloneOperation(Operation):
 
     def _verify(self) -> None:
         copy = datadir.clone_path(self.instance.data_directory, self.identifier)
-        run_command(supervised(verify_command(self.instance.program("pg_verifybackup"), copy), self.owner), self.params["copy_timeout"])
+        run_command(as_user(verify_command(self.instance.program("pg_verifybackup"), copy), self.owner), self.params["copy_timeout"])
 
     def _swap(self, seen: CloneState) -> None:
         path = seen.target.real_path
@@ -881,6 +881,7 @@ class CloneOperation(Operation):
     # What an interrupted run left
 
     def _remove_copy(self, copy: str) -> None:
+        end_copies(copy)
         for outside in datadir.links_out(copy):
             # Only what the same run made; a link of its own may lead anywhere.
             if outside.endswith(".clone-%s" % datadir.identifier_of(copy)):
