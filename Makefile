@@ -1,0 +1,92 @@
+# The two commands are `make demo` and `make test`; both install what they need (apt, pip) and work on a fresh Debian 12 or 13.
+# As an ordinary user they ask sudo for root, because servers run as their own user.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.ONESHELL:
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+BUILD := .build
+COLLECTIONS := $(CURDIR)/$(BUILD)/collections
+INSTALLED := $(COLLECTIONS)/ansible_collections/pgfleet/ops
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
+SOURCES := $(shell git ls-files -co --exclude-standard 2>/dev/null || find . -type f -not -path './.*')
+export ANSIBLE_COLLECTIONS_PATH := $(COLLECTIONS)
+
+.PHONY: help demo demo-down test test-packages lint sanity unit integration end-to-end bench matrix build clean
+
+help:
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / - /'
+
+# ---- what everything needs ------------------------------------------------------------------------------------------
+
+$(VENV)/.controller: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "$(PYTHON) is $$($(PYTHON) --version): ansible-core 2.19 needs Python 3.11 to 3.13. Say which one: make PYTHON=python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { $(SUDO) apt-get update -qq; $(SUDO) apt-get install -y -qq python3-venv; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.tests: tests/requirements.txt requirements.txt $(VENV)/.controller
+	$(BIN)/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	touch $@
+
+# The collection that this one depends on comes in pip's package `ansible`, so that pip is all that is needed.
+$(COLLECTIONS)/ansible_collections/community/postgresql/MANIFEST.json: $(VENV)/.controller
+	mkdir -p $(BUILD)/download
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest $(BUILD)/download 'ansible==12.*'
+	$(BIN)/python tools/extract_collection.py $(BUILD)/download community.postgresql $(COLLECTIONS)
+	rm -rf $(BUILD)/download
+
+# What users get: the built artifact, installed.
+$(INSTALLED)/MANIFEST.json: $(VENV)/.controller $(COLLECTIONS)/ansible_collections/community/postgresql/MANIFEST.json $(SOURCES)
+	rm -f $(BUILD)/pgfleet-ops-*.tar.gz
+	$(BIN)/ansible-galaxy collection build --force --output-path $(BUILD) >/dev/null
+	$(BIN)/ansible-galaxy collection install --offline --force --collections-path $(COLLECTIONS) $(BUILD)/pgfleet-ops-*.tar.gz >/dev/null
+	touch $@
+
+build: $(INSTALLED)/MANIFEST.json ## build the collection and install it below .build/
+
+# ---- the demo -------------------------------------------------------------------------------------------------------
+
+demo: build ## a whole site on this machine, and a switchover under load
+	@$(SUDO) $(BIN)/python tools/demo.py up
+
+demo-down: $(VENV)/.controller ## remove the demo completely
+	@$(SUDO) $(BIN)/python tools/demo.py down
+
+# ---- tests ----------------------------------------------------------------------------------------------------------
+
+test: lint sanity unit integration end-to-end ## everything that CI runs
+
+test-packages: $(VENV)/.tests
+	@$(SUDO) tools/install_test_packages.sh
+
+lint: $(VENV)/.tests build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check plugins
+	tools/in_collection_tree.sh $(BUILD)/tree '$(CURDIR)/$(BIN)/ansible-lint --offline --profile production --strict'
+
+sanity: $(VENV)/.tests
+	tools/in_collection_tree.sh $(BUILD)/tree '$(CURDIR)/$(BIN)/ansible-test sanity --venv --python 3.11 --color no'
+
+unit: $(VENV)/.tests
+	$(BIN)/python tools/link_checkout.py
+	$(BIN)/pytest -q tests/unit
+
+integration: $(VENV)/.tests test-packages build
+	$(BIN)/python tools/link_checkout.py
+	$(SUDO) $(BIN)/pytest -q tests/integration
+
+end-to-end: build
+	@$(SUDO) $(BIN)/python tools/demo_test.py
+
+bench: $(VENV)/.tests test-packages ## our switchover beside the same steps with command line tools
+	$(SUDO) $(BIN)/python tests/bench/switchover.py
+
+clean: ## remove what make has built
+	rm -rf $(BUILD) $(VENV) .ansible .pytest_cache .ruff_cache .mypy_cache
