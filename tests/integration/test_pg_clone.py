@@ -15,7 +15,7 @@ import sys
 import time
 
 import pytest
-from lab import BIN, REPOSITORY, SUPERUSER_PASSWORD, ansible_environment, call_module, four_steps, run, wait_until
+from lab import BIN, REPOSITORY, SUPERUSER_PASSWORD, ansible_environment, call_module, four_steps, free_port, run, wait_until
 
 
 def options(node, source, **more):
@@ -501,3 +501,28 @@ def test_free_space_is_looked_at_first(own_lab, source):
         assert result["failed"] and "root of a mounted file system" in result["msg"]
     finally:
         run(["umount", node.base])
+
+
+def test_root_makes_a_standby_that_belongs_to_the_servers_user(source):
+    """As with systemd: root runs the task, Debian's tools start the server, and every file is the server user's."""
+    version, name, port = BIN.parent.name, "pgfleet_clone_%d" % os.getpid(), free_port()
+    directory = pathlib.Path("/var/lib/postgresql/%s/%s" % (version, name))
+    run(["pg_createcluster", version, name, "-p", port, "--start-conf=manual", "-D", directory, "--", "-N"])
+    try:
+        # The configuration stays, the data is to come from the source.
+        shutil.rmtree(directory)
+        wanted = {
+            "data_directory": directory, "config_file": "/etc/postgresql/%s/%s/postgresql.conf" % (version, name), "timeout": 30,
+            "source_host": "127.0.0.1", "source_port": source.port, "login_user": "postgres", "login_password": SUPERUSER_PASSWORD,
+            "replication_user": "postgres", "replication_passfile": source.passfile, "slot_name": "for_root",
+        }  # fmt: skip
+        result = four_steps("pg_clone", wanted, user=None)
+        assert result["streaming"] and result["port"] == port, result
+        owners = {path.owner() for path in [directory, *directory.rglob("*")]}
+        assert owners == {"postgres"} and (directory / "standby.signal").exists()
+        before = directory.stat().st_ino
+        result = call_module("pg_clone", {**wanted, "reclone": True}, user=None)
+        assert not result["failed"] and directory.stat().st_ino != before
+    finally:
+        run(["pg_ctlcluster", "-m", "immediate", version, name, "stop"], check=False)
+        run(["pg_dropcluster", version, name])

@@ -5,12 +5,15 @@
 from __future__ import annotations
 
 import os
+import pathlib
+import re
 import signal
 import socket
 import subprocess
 
 import pytest
-from lab import BIN, call_module, four_steps, run, wait_until
+from ansible_collections.pgfleet.ops.plugins.module_utils._host import controldata
+from lab import BIN, call_module, four_steps, free_port, run, wait_until
 
 
 def options(instance, **more):
@@ -238,3 +241,44 @@ def test_primary_with_synchronous_standby_is_not_stopped(own_lab):
         assert primary.pid == before
     result = four_steps("pg_instance", options(primary, state="stopped", allow_primary_stop=True, **primary.login))
     assert result["state"] == "stopped"
+
+
+def test_control_file_is_read_as_pg_controldata_reads_it(stopped):
+    """The direct read of 48 bytes against the server's own program, in both states."""
+    for state in ("shut down", "in production"):
+        text = run([BIN / "pg_controldata", "-D", stopped.data], env={**os.environ, "LC_ALL": "C"})
+        head = controldata.read_head(str(stopped.data))
+        full = controldata.read_controldata(str(BIN), str(stopped.data))
+        assert head.state == full.state == state
+        for name, label in (("system_identifier", "Database system identifier"), ("checkpoint_lsn", "Latest checkpoint location"),
+                            ("redo_lsn", "Latest checkpoint's REDO location")):  # fmt: skip
+            value = re.search("^%s: +(.*)$" % label, text, re.M).group(1)
+            assert getattr(head, name) == getattr(full, name) == value
+        if state == "shut down":
+            stopped.start()
+
+
+@pytest.fixture
+def debian():
+    """A cluster as Debian's tools make it, with its configuration below /etc/postgresql."""
+    version, name, port = BIN.parent.name, "pgfleet_test_%d" % os.getpid(), free_port()
+    directory = "/var/lib/postgresql/%s/%s" % (version, name)
+    run(["pg_createcluster", version, name, "-p", port, "--start-conf=manual", "-D", directory, "--", "-N"])
+    yield {"data_directory": directory, "timeout": 30}, port
+    run(["pg_dropcluster", "--stop", version, name])
+
+
+def test_debians_cluster_is_started_by_its_own_tools(debian):
+    """The configuration file, the log and the method are found; root may do it."""
+    options_of_it, port = debian
+    result = four_steps("pg_instance", options_of_it, user=None)
+    assert result["method"] == "pg_ctlcluster" and result["port"] == port and result["state"] == "running", result
+    pid = result["pid"]
+    result = call_module("pg_instance", {**options_of_it, "state": "restarted"}, user=None)
+    assert not result["failed"] and result["pid"] not in (None, pid)
+    result = four_steps("pg_instance", {**options_of_it, "state": "stopped"}, user=None)
+    assert result["control_state"] == "shut down"
+    configuration = pathlib.Path("/etc/postgresql/%s/%s/postgresql.conf" % (BIN.parent.name, os.path.basename(options_of_it["data_directory"])))
+    configuration.write_text(configuration.read_text() + "shared_preload_libraries = 'no_such_library'\n")
+    result = call_module("pg_instance", options_of_it, user=None)
+    assert result["failed"] and any("no_such_library" in line for line in result["log"]), result
