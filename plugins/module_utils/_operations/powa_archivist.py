@@ -139,7 +139,7 @@ class PowaArchivist(Operation):
             roles=roles,
             schema_exists=self.schema == "public",
             after_creation=(),
-            **row,
+            **(row or {}),
         )
         if seen.database_exists:
             self._observe_database(seen)

@@ -127,7 +127,7 @@ class PowaServer(Operation):
         return CollectorNeeds(restart=('server "%s" is gone: only a restart ends its worker' % found.label,)) if found.active else CollectorNeeds()
 
     def _plan_new(self, plan: Plan, wanted: Wanted, seen: Seen) -> CollectorNeeds:
-        if not wanted.host:
+        if wanted.endpoint is None:
             raise InvalidInput('the server "%s" is not registered and its entry names no host' % wanted.alias, expected="the host of a new server")
         activate, _deactivate = servers.extension_changes(wanted, {}, seen.known, seen.base, False)
         columns = ("alias", "host", "port", "user", "password", "dbname", "powa_coalesce", "retention", "allow_ui_connection")
