@@ -117,7 +117,7 @@ class Switchover(Operation):
         problems: list[str] = []
         transactions: list[Transaction] = []
         if cluster.primary and cluster.primary is not candidate:
-            transactions = self._transactions(cluster.primary, problems)
+            transactions = self._transactions(cluster.primary)
             self._look_at_node(cluster.primary, problems)
         if candidate.role == "primary":
             fenced_down = [node.name for node in cluster.nodes if not node.reachable and self._is_fenced_down(node, candidate)]
@@ -140,12 +140,15 @@ class Switchover(Operation):
             dbname="pgbouncer",
         )
 
-    def _transactions(self, primary: Node, problems: list[str]) -> list[Transaction]:
-        """Open transactions of clients, and whether this login may do what is needed."""
+    def _transactions(self, primary: Node) -> list[Transaction]:
+        """Open transactions of clients. Raises Refused where this login may not do what is needed."""
         session = self.run.session(primary, read_only=True)
         if not session.value("SELECT rolsuper FROM pg_roles WHERE rolname = current_user"):
-            problems.append(
-                'the login "%s" is no superuser on %s: a switchover needs CHECKPOINT, ALTER SYSTEM and pg_promote' % (session.target.user, primary.name)
+            # Such a login also sees too little of the other nodes for anything else to be judged.
+            raise Refused(
+                'the login "%s" is no superuser on %s, nothing was changed' % (session.target.user, primary.name),
+                expected="a superuser: a switchover needs CHECKPOINT, ALTER SYSTEM and pg_promote",
+                action="Set the option login_user",
             )
         rows = session.rows(
             "SELECT pid, extract(epoch FROM clock_timestamp() - xact_start)::float8 AS seconds, application_name, usename::text AS user,"
