@@ -16,12 +16,21 @@ import dataclasses
 import datetime
 import decimal
 import enum
+import math
+import re
 import typing as t
+
+# libpq's isspace(): the C locale's, not Unicode's.
+_SPACE = " \t\n\r\v\f"
+_KEYWORD = re.compile("[a-z_]+")
 
 
 def to_jsonable(value: t.Any) -> t.Any:
-    """Convert to str, int, float, bool, None, list and dict. Intervals become seconds, moments ISO 8601 text."""
-    if value is None or isinstance(value, (bool, int, float)) and not isinstance(value, enum.Enum):
+    """Convert to str, int, float, bool, None, list and dict. Intervals become seconds, moments ISO 8601 text.
+
+    JSON has no NaN and no infinity: they become the text that PostgreSQL prints.
+    """
+    if value is None or (isinstance(value, (bool, int)) and not isinstance(value, enum.Enum)):
         return value
     if isinstance(value, enum.Enum):
         return to_jsonable(value.value)
@@ -30,7 +39,13 @@ def to_jsonable(value: t.Any) -> t.Any:
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value).decode("utf-8", "backslashreplace")
     if isinstance(value, decimal.Decimal):
-        return int(value) if value == value.to_integral_value() else float(value)
+        if value.is_finite():
+            return int(value) if value == value.to_integral_value() else float(value)
+        value = float("nan") if value.is_nan() else float(value)
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()
     if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
@@ -38,7 +53,7 @@ def to_jsonable(value: t.Any) -> t.Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, t.Mapping):
-        return {str(key): to_jsonable(item) for key, item in value.items()}
+        return {str(to_jsonable(str(key))): to_jsonable(item) for key, item in value.items()}
     if isinstance(value, (set, frozenset)):
         return sorted((to_jsonable(item) for item in value), key=str)
     if isinstance(value, (list, tuple)):
@@ -60,7 +75,7 @@ def int_to_lsn(position: int) -> str:
 def conninfo_value(value: t.Any) -> str:
     """One value of a libpq connection string, quoted as libpq's ``keyword=value`` form wants it."""
     text = str(value)
-    if text and not set(text) & set(" '\\\t\n\r"):
+    if text and not set(text) & set("'\\" + _SPACE):
         return text
     return "'%s'" % text.replace("\\", "\\\\").replace("'", "\\'")
 
@@ -75,27 +90,32 @@ def parse_conninfo(conninfo: str) -> dict[str, str]:
     found: dict[str, str] = {}
     i, size = 0, len(conninfo)
     while True:
-        while i < size and conninfo[i].isspace():
+        while i < size and conninfo[i] in _SPACE:
             i += 1
         if i == size:
             return found
         start = i
-        while i < size and conninfo[i] != "=" and not conninfo[i].isspace():
+        while i < size and conninfo[i] != "=" and conninfo[i] not in _SPACE:
             i += 1
         key = conninfo[start:i]
-        while i < size and conninfo[i].isspace():
+        while i < size and conninfo[i] in _SPACE:
             i += 1
         if i == size or conninfo[i] != "=":
-            raise ValueError('missing "=" after "%s" in a connection string' % key)
+            # Without the word: it may be the second half of a password that nobody quoted.
+            raise ValueError('missing "=" before character %d of a connection string' % (i + 1))
+        if not _KEYWORD.fullmatch(key):
+            raise ValueError("character %d of a connection string begins no keyword, and the URI form is not understood" % (start + 1))
         i += 1
-        while i < size and conninfo[i].isspace():
+        while i < size and conninfo[i] in _SPACE:
             i += 1
         quoted = i < size and conninfo[i] == "'"
         i += quoted
         value: list[str] = []
-        while i < size and (conninfo[i] != "'" if quoted else not conninfo[i].isspace()):
-            if conninfo[i] == "\\" and i + 1 < size:
+        while i < size and (conninfo[i] != "'" if quoted else conninfo[i] not in _SPACE):
+            if conninfo[i] == "\\":
                 i += 1
+                if i == size:
+                    break
             value.append(conninfo[i])
             i += 1
         if quoted:
