@@ -98,12 +98,14 @@ class Site:
 @pytest.fixture(scope="module")
 def site():
     lab = Lab()
-    made = Site(lab)
-    made.play()
-    # The packages are there; looking at them again and again takes most of the time.
-    made.install = False
-    yield made
-    lab.close()
+    try:
+        made = Site(lab)
+        made.play()
+        # The packages are there; looking at them again and again takes most of the time.
+        made.install = False
+        yield made
+    finally:
+        lab.close()
 
 
 def unchanged(recap):
