@@ -72,6 +72,7 @@ lint: $(VENV)/.tests build
 	tools/in_collection_tree.sh $(BUILD)/tree '$(CURDIR)/$(BIN)/ansible-lint --offline --profile production --strict'
 
 sanity: $(VENV)/.tests
+	$(BIN)/python tools/pip_for_ansible_test.py
 	tools/in_collection_tree.sh $(BUILD)/tree '$(CURDIR)/$(BIN)/ansible-test sanity --venv --python 3.11 --color no'
 
 unit: $(VENV)/.tests

@@ -14,7 +14,7 @@ from __future__ import annotations
 # Python loads these when they are first needed, and then perhaps from a place that user postgres may not read.
 import encodings.ascii
 import encodings.idna
-import encodings.latin_1
+import encodings.latin_1  # noqa: F401
 import json
 import os
 import pwd
