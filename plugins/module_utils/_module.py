@@ -8,10 +8,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback, missing_required_lib
+from ansible.module_utils.common.validation import check_type_dict
 
 from ._errors import NotConfirmed, OperationError
 from ._plan import Plan
@@ -64,16 +66,14 @@ LOGIN = ArgumentSpec(
         "login_user": _from_environment("PGUSER", type="str"),
         "login_password": _from_environment("PGPASSWORD", type="str", no_log=True),
         "login_db": _from_environment("PGDATABASE", type="str"),
-        "ssl_mode": _from_environment(
-            "PGSSLMODE", type="str", choices=["allow", "disable", "prefer", "require", "verify-ca", "verify-full"]
-        ),
+        "ssl_mode": _from_environment("PGSSLMODE", type="str", choices=["allow", "disable", "prefer", "require", "verify-ca", "verify-full"]),
         "ca_cert": _from_environment("PGSSLROOTCERT", type="path"),
         "ssl_cert": _from_environment("PGSSLCERT", type="path"),
         "ssl_key": _from_environment("PGSSLKEY", type="path"),
         "connect_params": {"type": "dict", "default": {}},
     }
 )
-"""Who connects and how; in step with the doc fragment ``login``."""
+"""Who connects and how; in step with the doc fragment ``connection.login``."""
 
 CONNECTION = LOGIN.merge(
     ArgumentSpec(
@@ -84,7 +84,7 @@ CONNECTION = LOGIN.merge(
         }
     )
 )
-"""One server to connect to; in step with the doc fragment ``connection``."""
+"""One server to connect to; in step with the doc fragment ``connection.server``."""
 
 
 class Context:
@@ -124,11 +124,31 @@ class Operation:
         """Give back connections."""
 
 
+# Options that take any libpq keyword may be given these; a spec cannot mark keys of a free dictionary.
+_SECRET_KEYWORDS = frozenset({"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"})
+
+
+def _secrets_in(value: t.Any) -> t.Iterator[str]:
+    if isinstance(value, t.Mapping):
+        for key, item in value.items():
+            if key in _SECRET_KEYWORDS and item not in (None, ""):
+                yield str(item)
+            else:
+                yield from _secrets_in(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _secrets_in(item)
+
+
 class _Module(AnsibleModule):
     def _load_params(self) -> None:
         # AWX passes "" for a survey question without an answer, also where the option is a number.
         super()._load_params()
         self.params = {key: value for key, value in self.params.items() if value != ""}
+        # Before the arguments are logged.
+        self.no_log_values.update(_secrets_in(self.params))
+        with contextlib.suppress(TypeError):  # a dictionary may be given as text
+            self.no_log_values.update(_secrets_in(check_type_dict(self.params.get("connect_params"))))
 
 
 def run(operation_class: t.Callable[[t.Mapping[str, t.Any], Context], Operation], spec: ArgumentSpec, needs_psycopg: bool = True) -> None:
