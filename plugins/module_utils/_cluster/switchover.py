@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
+from .._sql.values import parse_conninfo
 from .model import Cluster, Node
 
 
@@ -64,6 +65,11 @@ def refusals(
         if not node.reachable:
             # It could be a second primary; no answer is no proof that it is none.
             found.append("node %s (%s:%d) does not answer: %s" % (node.name, node.host, node.port, node.problem))
+        try:
+            parse_conninfo((node.state or {}).get("primary_conninfo") or "")
+        except ValueError as error:
+            # Found out later, it would leave a node behind that nobody has led to the new primary.
+            found.append("the primary_conninfo of node %s cannot be led to another primary: %s" % (node.name, error))
     identifiers = {node.system_identifier for node in cluster.nodes if node.reachable}
     if len(identifiers) > 1:
         found.append(
