@@ -69,7 +69,7 @@ def refusals(
             parse_conninfo((node.state or {}).get("primary_conninfo") or "")
         except ValueError as error:
             # Found out later, it would leave a node behind that nobody has led to the new primary.
-            found.append("the primary_conninfo of node %s cannot be led to another primary: %s" % (node.name, error))
+            found.append("the primary_conninfo of node %s cannot be led to another primary, only its form keyword=value can, no URI: %s" % (node.name, error))
     identifiers = {node.system_identifier for node in cluster.nodes if node.reachable}
     if len(identifiers) > 1:
         found.append(
