@@ -331,9 +331,6 @@ class Guardian:
 
     def handle(self, request):
         name = request.pop("do")
-        if name == "arm":
-            self.armed_until = time.monotonic() + request["limit"]
-            return None
         if name == "disarm":
             self.armed_until = None
             return None
@@ -341,6 +338,9 @@ class Guardian:
             return self.recovered or self.recover("asked to")
         if self.recovered and name != "look":
             raise Failure("it has been put back already (%s)" % self.recovered)
+        if name == "arm":
+            self.armed_until = time.monotonic() + request["limit"]
+            return None
         return getattr(self.part, name)(**request)
 
     def serve(self):
