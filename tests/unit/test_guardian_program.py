@@ -1,0 +1,574 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The guardian's logic without servers: a directory that looks like a data directory, consoles that only write down."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import struct
+import subprocess
+import sys
+import time
+
+import pytest
+from ansible_collections.pgfleet.ops.plugins.module_utils._errors import NotReachable, WaitTimeout
+from ansible_collections.pgfleet.ops.plugins.module_utils._host import guardian as controller
+from ansible_collections.pgfleet.ops.plugins.module_utils._host import guardian_program as program
+from ansible_collections.pgfleet.ops.plugins.module_utils._host.guardian import GuardianFailed
+from ansible_collections.pgfleet.ops.plugins.module_utils._wait import Deadline
+
+IDENTIFIER = 7554003270000000001
+CHECKPOINT = 0x2_0000_0028
+
+
+def control_block(state, checkpoint=CHECKPOINT):
+    """The first 40 bytes: identifier, version, catalog version, state, padding, time, position of the last checkpoint."""
+    return struct.pack("<QIIIIQQ", IDENTIFIER, 1300, 202209061, state, 0, 1767225600, checkpoint) + b"\0" * 8152
+
+
+class Home:
+    """A data directory and the server that seems to run in it."""
+
+    def __init__(self, path, monkeypatch):
+        self.path = path
+        (path / "global").mkdir(parents=True)
+        self.control = path / "global" / "pg_control"
+        self.signal = path / "standby.signal"
+        self.marker = path / "started"
+        self.state(program.IN_PRODUCTION)
+        self.pid = 4711
+        self.signals = []
+        self.on_signal = {signal.SIGINT: self.shut_down}
+        start = [sys.executable, "-c", "import sys; open(sys.argv[1], 'a').write('x')", str(self.marker)]
+        self.node = program.Node(str(path), start)
+        monkeypatch.setattr(self.node, "postmaster", lambda: self.pid)
+        monkeypatch.setattr(program.os, "kill", self.kill)
+
+    def state(self, state, checkpoint=CHECKPOINT):
+        self.control.write_bytes(control_block(state, checkpoint))
+
+    def kill(self, pid, number):
+        assert pid == self.pid
+        self.signals.append(number)
+        self.on_signal.get(number, lambda: None)()
+
+    def shut_down(self):
+        self.state(program.SHUT_DOWN, CHECKPOINT + 0x100)
+        self.pid = None
+
+    @property
+    def started(self):
+        return len(self.marker.read_text()) if self.marker.exists() else 0
+
+    @property
+    def fenced(self):
+        return self.signal.exists()
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    return Home(tmp_path / "data", monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def notes(monkeypatch):
+    found = []
+    monkeypatch.setattr(program, "note", found.append)
+    return found
+
+
+# -- a node ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_node_looks_like(home):
+    home.node.fence()
+    assert home.node.look() == {
+        "pid": 4711, "system_identifier": str(IDENTIFIER), "state": program.IN_PRODUCTION, "checkpoint": CHECKPOINT, "standby_signal": True,
+    }  # fmt: skip
+
+
+def test_a_directory_without_pg_control_is_a_failure(home):
+    home.control.unlink()
+    with pytest.raises(program.Failure, match="cannot read"):
+        home.node.look()
+
+
+@pytest.mark.parametrize("text", ["", "no number\n", "999999999\n/data\n", None])
+def test_a_pid_file_without_a_living_process_means_that_nothing_runs(tmp_path, text):
+    if text is not None:
+        (tmp_path / "postmaster.pid").write_text(text)
+    assert program.Node(str(tmp_path), []).postmaster() is None
+
+
+def test_a_living_process_is_seen_and_a_zombie_is_none(tmp_path):
+    with subprocess.Popen(["sleep", "60"]) as process:
+        (tmp_path / "postmaster.pid").write_text("%d\n%s\n" % (process.pid, tmp_path))
+        assert program.Node(str(tmp_path), []).postmaster() == process.pid
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert program.Node(str(tmp_path), []).postmaster() is None
+
+
+def test_fencing_writes_standby_signal_as_the_owner_of_the_directory(home):
+    os.chmod(home.path, 0o700)
+    if os.geteuid() == 0:
+        os.chown(home.path, 12345, 12346)
+    home.node.fence()
+    home.node.fence()
+    found = home.signal.stat()
+    owner = home.path.stat()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode), found.st_size) == (owner.st_uid, owner.st_gid, 0o600, 0)
+    assert home.node.fenced
+    home.node.unfence()
+    home.node.unfence()
+    assert not home.fenced and not home.node.fenced
+
+
+def test_stop_returns_the_shutdown_checkpoint(home):
+    assert home.node.stop(5) == {"checkpoint": CHECKPOINT + 0x100}
+    assert home.signals == [signal.SIGINT]
+
+
+def test_stop_waits_for_the_checkpoint_and_gives_up_in_time(home):
+    home.on_signal = {}
+    began = time.monotonic()
+    with pytest.raises(program.Failure, match=r"not shut down within 0\.05 s"):
+        home.node.stop(0.05)
+    assert time.monotonic() - began < 2
+    assert home.node.stopping
+
+
+@pytest.mark.parametrize("state", [program.SHUT_DOWN, 5])
+def test_stop_refuses_a_server_that_is_not_in_production(home, state):
+    home.state(state)
+    with pytest.raises(program.Failure, match="in production"):
+        home.node.stop(1)
+    assert home.signals == [] and not home.node.stopping
+
+
+def test_stop_refuses_when_nothing_runs(home):
+    home.pid = None
+    with pytest.raises(program.Failure, match="no server runs"):
+        home.node.stop(1)
+    assert not home.node.stopping
+
+
+def test_release_needs_a_fence(home):
+    with pytest.raises(program.Failure, match="not fenced"):
+        home.node.release()
+    assert not home.node.released
+    home.node.fence()
+    home.node.release()
+    assert home.node.released
+
+
+def test_a_start_that_fails_tells_the_last_lines(home):
+    home.pid = None
+    home.node.start_command = [sys.executable, "-c", "print('one'); print('no space'); raise SystemExit(3)"]
+    with pytest.raises(program.Failure, match="ended with 3: one / no space"):
+        home.node.start(5)
+
+
+def test_nothing_is_started_beside_a_running_server(home):
+    with pytest.raises(program.Failure, match="has not ended within"):
+        home.node.start(0.02)
+    assert home.started == 0
+
+
+def test_recovery_before_the_stop_only_takes_the_fence_away(home):
+    home.node.fence()
+    assert home.node.recover(1) == "it was never stopped"
+    assert (home.fenced, home.started, home.signals) == (False, 0, [])
+
+
+def test_recovery_after_the_stop_starts_the_primary_again_without_the_fence(home):
+    home.node.fence()
+    home.node.stop(5)
+    assert home.node.recover(5) == "it was started again as the primary"
+    assert (home.fenced, home.started, home.signals) == (False, 1, [signal.SIGINT])
+
+
+def test_recovery_from_a_shutdown_that_hangs_ends_the_server_at_once(home):
+    home.on_signal = {signal.SIGQUIT: home.shut_down}
+    home.node.fence()
+    with pytest.raises(program.Failure):
+        home.node.stop(0.01)
+    assert home.node.recover(0.3) == "it was started again as the primary"
+    assert (home.signals, home.fenced, home.started) == ([signal.SIGINT, signal.SIGQUIT], False, 1)
+
+
+def test_recovery_after_the_release_keeps_the_fence(home):
+    home.node.fence()
+    home.node.stop(5)
+    home.node.release()
+    assert home.node.recover(5) == "it is kept as a standby"
+    assert (home.fenced, home.started) == (True, 1)
+
+
+def test_recovery_after_it_came_back_as_a_standby_does_not_start_it_twice(home):
+    home.node.fence()
+    home.node.stop(5)
+    home.node.release()
+    home.node.start(5)
+    home.pid = 4712
+    assert home.node.recover(5) == "it is kept as a standby"
+    assert (home.fenced, home.started) == (True, 1)
+
+
+# -- a pooler ----------------------------------------------------------------------------------------------------------
+
+
+class FakePooler(program.Pooler):
+    """``writable`` says what the nodes answer each time they are asked; the last answer stays."""
+
+    def __init__(self, path, *writable, **options):
+        super().__init__(str(path))
+        self.answers = list(writable)
+        self.commands = []
+        self.refuse = options.pop("refuse", {})
+        self.databases = options.pop("databases", ["app"])
+        self.directions = [{"name": "db1", "text": "old\n"}, {"name": "db2", "text": "new\n"}]
+
+    def accepts_writes(self, direction):
+        now = self.answers[0]
+        if direction["name"] == "db2" and len(self.answers) > 1:
+            self.answers.pop(0)
+        return direction["name"] in now
+
+    def command(self, statement):
+        self.commands.append(statement)
+        if statement in self.refuse:
+            raise program.Failure(self.refuse[statement])
+
+
+@pytest.fixture
+def ini(tmp_path):
+    path = tmp_path / "pgbouncer.ini"
+    path.write_text("old\n")
+    return path
+
+
+@pytest.mark.parametrize(("writable", "name", "text"), [(["db1"], "db1", "old\n"), (["db2"], "db2", "new\n")])
+def test_a_pooler_goes_where_the_one_writable_node_is(ini, writable, name, text):
+    pooler = FakePooler(ini, writable)
+    assert pooler.recover(5) == "it leads to %s" % name
+    assert ini.read_text() == text
+    assert pooler.commands == ["RELOAD", 'RESUME "app"']
+
+
+def test_a_pooler_waits_until_one_node_is_writable(ini):
+    pooler = FakePooler(ini, [], [], ["db1", "db2"], [], ["db2"])
+    assert pooler.recover(5) == "it leads to db2"
+    assert ini.read_text() == "new\n" and len(pooler.answers) == 1
+
+
+def test_a_pooler_is_never_resumed_while_two_nodes_accept_writes(ini):
+    pooler = FakePooler(ini, ["db1", "db2"])
+    outcome = pooler.recover(0.1)
+    assert "stays paused" in outcome and "db1, db2" in outcome
+    assert pooler.commands == [] and ini.read_text() == "old\n"
+
+
+def test_a_pooler_is_resumed_where_it_stands_when_no_node_comes_back(ini):
+    pooler = FakePooler(ini, [])
+    began = time.monotonic()
+    assert "no node accepts writes" in pooler.recover(0.1)
+    assert 0.1 <= time.monotonic() - began < 2
+    assert pooler.commands == ['RESUME "app"'] and ini.read_text() == "old\n"
+
+
+def test_what_is_not_paused_is_no_obstacle_and_anything_else_is(ini):
+    pooler = FakePooler(ini, ["db2"], databases=["a", 'b"c'], refuse={'RESUME "a"': 'RESUME "a": ERROR: database a is not paused'})
+    assert pooler.recover(5) == "it leads to db2"
+    assert pooler.commands == ["RELOAD", 'RESUME "a"', 'RESUME "b""c"']
+    pooler = FakePooler(ini, ["db2"], refuse={'RESUME "app"': "no such database"})
+    with pytest.raises(program.Failure, match="no such database"):
+        pooler.recover(5)
+
+
+def test_everything_is_resumed_when_everything_was_paused(ini):
+    pooler = FakePooler(ini, ["db1"], databases=None)
+    pooler.recover(5)
+    assert pooler.commands == ["RELOAD", "RESUME"]
+
+
+class FakeSession:
+    """As psycopg's connection, as far as a guardian knows it."""
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.asked = []
+        self.pgconn = self
+
+    def exec_(self, statement):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        self.asked.append(statement.decode())
+        return self
+
+    status, ntuples, error_message = 2, 1, b""
+
+    def get_value(self, _row, _column):
+        return self.answer
+
+
+def connecting(monkeypatch, pooler, *sessions):
+    left = list(sessions)
+    keywords = []
+
+    def connect(given):
+        keywords.append(given)
+        session = left.pop(0)
+        if isinstance(session, Exception):
+            raise session
+        return session
+
+    monkeypatch.setattr(pooler, "_connect", connect)
+    return keywords
+
+
+@pytest.mark.parametrize(("answer", "expected"), [(b"t", True), (b"f", False), (None, False)])
+def test_a_node_accepts_writes_when_it_says_so_with_the_right_identifier(monkeypatch, ini, answer, expected):
+    pooler = program.Pooler(str(ini))
+    session = FakeSession(answer)
+    assert pooler.accepts_writes({"session": session, "node": {}, "system_identifier": str(IDENTIFIER)}) is expected
+    assert str(IDENTIFIER) in session.asked[0] and "pg_is_in_recovery" in session.asked[0] and "transaction_read_only" in session.asked[0]
+
+
+def test_a_node_whose_connection_is_gone_is_asked_on_a_new_one(monkeypatch, ini):
+    pooler = program.Pooler(str(ini))
+    keywords = connecting(monkeypatch, pooler, FakeSession(b"t"))
+    direction = {"session": FakeSession(OSError("gone")), "node": {"host": "db1"}, "system_identifier": "7"}
+    assert pooler.accepts_writes(direction) is True
+    assert keywords == [{"host": "db1"}]
+
+
+def test_a_node_that_does_not_answer_does_not_count_as_writable(monkeypatch, ini):
+    pooler = program.Pooler(str(ini))
+    connecting(monkeypatch, pooler, OSError("refused"), OSError("refused"))
+    direction = {"session": None, "node": {}, "system_identifier": "7"}
+    assert pooler.accepts_writes(direction) is False
+    assert direction["session"] is None
+
+
+def test_a_console_that_is_gone_is_opened_again_once(monkeypatch, ini):
+    pooler = program.Pooler(str(ini))
+    pooler.console_keywords = {"host": "p1"}
+    pooler._console = FakeSession(OSError("gone"))
+    fresh = FakeSession(None)
+    connecting(monkeypatch, pooler, fresh)
+    pooler.command("RELOAD")
+    assert fresh.asked == ["RELOAD"]
+    pooler._console = FakeSession(OSError("gone"))
+    connecting(monkeypatch, pooler, FakeSession(OSError("gone again")))
+    with pytest.raises(program.Failure, match="the console does not answer: gone again"):
+        pooler.command("RELOAD")
+
+
+def test_writing_keeps_owner_and_mode_and_the_text_to_the_byte(ini):
+    ini.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(ini, 12345, 12346)
+    before = ini.stat()
+    program.write_file(str(ini), "a\r\nü\n")
+    after = ini.stat()
+    assert ini.read_bytes() == "a\r\nü\n".encode()
+    assert (after.st_uid, after.st_gid, after.st_mode) == (before.st_uid, before.st_gid, before.st_mode)
+    assert after.st_ino != before.st_ino
+    assert [path.name for path in ini.parent.iterdir()] == ["pgbouncer.ini"]
+
+
+def test_a_file_that_cannot_be_written_is_left_whole(ini, monkeypatch):
+    monkeypatch.setattr(program.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError):
+        program.write_file(str(ini), "new\n")
+    assert ini.read_text() == "old\n"
+
+
+def test_what_a_pooler_looks_like(ini, tmp_path):
+    ini.write_bytes(b"a\r\nb\n")
+    assert program.Pooler(str(ini)).look() == {"text": "a\r\nb\n"}
+    with pytest.raises(program.Failure, match="cannot read"):
+        program.Pooler(str(tmp_path / "none.ini")).look()
+
+
+# -- requests ----------------------------------------------------------------------------------------------------------
+
+
+def test_requests_reach_the_part_with_their_arguments(home):
+    guardian = program.Guardian(home.node, 5)
+    assert guardian.handle({"do": "look"})["pid"] == 4711
+    guardian.handle({"do": "fence"})
+    assert guardian.handle({"do": "stop", "timeout": 5}) == {"checkpoint": CHECKPOINT + 0x100}
+
+
+def test_arming_sets_the_clock_and_disarming_takes_it_away(home):
+    guardian = program.Guardian(home.node, 5)
+    began = time.monotonic()
+    guardian.handle({"do": "arm", "limit": 30})
+    assert began + 30 <= guardian.armed_until <= time.monotonic() + 30
+    guardian.handle({"do": "disarm"})
+    assert guardian.armed_until is None
+
+
+def test_after_a_recovery_only_looking_and_disarming_is_left(home, notes):
+    guardian = program.Guardian(home.node, 5)
+    guardian.handle({"do": "arm", "limit": 30})
+    guardian.handle({"do": "fence"})
+    assert guardian.handle({"do": "recover"}) == "asked to: it was never stopped"
+    assert guardian.armed_until is None
+    for request in ({"do": "stop", "timeout": 1}, {"do": "fence"}, {"do": "release"}, {"do": "start", "timeout": 1}, {"do": "arm", "limit": 30}):
+        with pytest.raises(program.Failure, match="put back already"):
+            guardian.handle(dict(request))
+    assert (home.signals, home.fenced, home.started, guardian.armed_until) == ([], False, 0, None)
+    assert guardian.handle({"do": "look"})["standby_signal"] is False
+    guardian.handle({"do": "disarm"})
+    # Asked again it says the same and does nothing.
+    assert guardian.handle({"do": "recover"}) == "asked to: it was never stopped"
+    assert notes == ["pgfleet.ops switchover guardian (node): asked to: it was never stopped"]
+
+
+def test_a_recovery_that_fails_is_told_and_written_down(home, notes):
+    home.node.start_command = [sys.executable, "-c", "raise SystemExit('disk full')"]
+    guardian = program.Guardian(home.node, 5)
+    guardian.handle({"do": "fence"})
+    guardian.handle({"do": "stop", "timeout": 5})
+    assert "recovery failed" in guardian.recover("the time limit has passed") and "disk full" in guardian.recovered
+    assert notes == ["pgfleet.ops switchover guardian (node): %s" % guardian.recovered]
+
+
+# -- as a process of its own, through the controller's end of the pipe -------------------------------------------------
+
+SERVER = """
+import os, signal, sys, time
+data, shutdown = sys.argv[1], sys.argv[2]
+def stop(*_):
+    with open(data + "/global/pg_control", "wb") as stream:
+        stream.write(bytes.fromhex(shutdown))
+    os._exit(0)
+signal.signal(signal.SIGINT, stop)
+with open(data + "/postmaster.pid", "w") as stream:
+    stream.write("%d\\n" % os.getpid())
+time.sleep(60)
+"""
+
+
+class Site:
+    """A data directory with a process that ends on SIGINT as a server does, and a guardian beside it."""
+
+    def __init__(self, path, limit=20):
+        (path / "global").mkdir()
+        self.path = path
+        (path / "global" / "pg_control").write_bytes(control_block(program.IN_PRODUCTION))
+        self.server = subprocess.Popen([sys.executable, "-c", SERVER, str(path), control_block(program.SHUT_DOWN, 77).hex()])
+        self.until(lambda: (path / "postmaster.pid").exists() and (path / "postmaster.pid").read_text().endswith("\n"))
+        start = [sys.executable, "-c", "import os, sys; open(sys.argv[1], 'w').write(str(os.path.exists(sys.argv[2])))"]
+        start += [str(path / "started"), str(path / "standby.signal")]
+        self.guardian = controller.Guardian("db1", [], {"part": "node", "data_directory": str(path), "start_command": start}, patience=5)
+        self.limit = Deadline(limit)
+
+    @staticmethod
+    def until(condition):
+        end = time.monotonic() + 15
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+    def call(self, request, **arguments):
+        return self.guardian.call(request, self.limit, **arguments)
+
+    def started_as_standby(self):
+        self.until(lambda: (self.path / "started").exists() and (self.path / "started").read_text())
+        return (self.path / "started").read_text() == "True"
+
+    def close(self):
+        self.guardian.close()
+        self.guardian._process.wait(15)
+        if self.server.poll() is None:
+            self.server.kill()
+        self.server.wait(5)
+
+
+@pytest.fixture
+def site(tmp_path):
+    site = Site(tmp_path)
+    yield site
+    site.close()
+
+
+def test_the_end_of_the_pipe_brings_the_primary_back(site):
+    assert site.call("look")["pid"] == site.server.pid
+    site.call("arm", limit=60)
+    site.call("fence")
+    assert site.call("stop", timeout=5) == {"checkpoint": 77}
+    site.guardian.close()
+    assert site.started_as_standby() is False
+    assert not (site.path / "standby.signal").exists()
+
+
+def test_the_limit_brings_the_primary_back_and_later_requests_are_refused(site):
+    site.call("fence")
+    site.call("stop", timeout=5)
+    site.call("arm", limit=0.1)
+    assert site.started_as_standby() is False
+    with pytest.raises(GuardianFailed, match=r"put back already.*time limit"):
+        site.call("release")
+    assert site.call("look")["standby_signal"] is False
+
+
+def test_after_the_release_the_end_of_the_pipe_keeps_it_a_standby(site):
+    site.call("arm", limit=60)
+    site.call("fence")
+    site.call("stop", timeout=5)
+    site.call("release")
+    site.guardian.close()
+    assert site.started_as_standby() is True
+    assert (site.path / "standby.signal").exists()
+
+
+def test_a_guardian_that_is_not_armed_touches_nothing_when_the_pipe_ends(site):
+    site.call("arm", limit=60)
+    site.call("disarm")
+    site.guardian.close()
+    site.guardian._process.wait(15)
+    assert site.guardian._process.returncode == 0
+    assert site.server.poll() is None and not (site.path / "started").exists()
+
+
+def test_a_guardian_does_not_end_with_what_ends_its_controller(site):
+    site.call("look")
+    assert os.getsid(site.guardian._process.pid) != os.getsid(0)
+    for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+        os.kill(site.guardian._process.pid, number)
+    assert site.call("look")["pid"] == site.server.pid
+
+
+def test_answers_keep_their_order_and_errors_do_not_end_the_guardian(site):
+    site.guardian.start("release")
+    site.guardian.start("look")
+    assert site.guardian.waiting == 2
+    with pytest.raises(GuardianFailed, match="db1: it is not fenced"):
+        site.guardian.finish(site.limit)
+    assert site.guardian.finish(site.limit)["pid"] == site.server.pid
+    assert site.guardian.waiting == 0
+    with pytest.raises(GuardianFailed, match="AttributeError"):
+        site.call("no_such_request")
+
+
+def test_no_answer_in_time_is_a_timeout(site):
+    site.call("look")
+    os.kill(site.guardian._process.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(WaitTimeout, match=r"guardian of db1 did not answer look within 0\.1 s"):
+            site.guardian.call("look", Deadline(0.1))
+    finally:
+        os.kill(site.guardian._process.pid, signal.SIGCONT)
+
+
+def test_a_guardian_that_cannot_be_started_says_why():
+    guardian = controller.Guardian("db1", ["sh", "-c", "echo 'permission denied' >&2; exit 255"], {"part": "node"}, patience=1)
+    with pytest.raises(NotReachable, match="permission denied"):
+        guardian.call("look", Deadline(10))
+    guardian.close()
