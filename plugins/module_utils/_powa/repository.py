@@ -324,7 +324,7 @@ class Repository:
     @staticmethod
     def _grant(what: str, identifier: t.Any, text: str, role: str) -> Right:
         # ``what`` is a constant of this file.
-        return Right("%s %s" % (what, text), sql.SQL("GRANT " + what + " {} TO {}").format(identifier, sql.Identifier(role)))
+        return Right("%s %s" % (what, text), sql.SQL("GRANT {} {} TO {}").format(sql.SQL(what), identifier, sql.Identifier(role)))
 
 
 _ALL = ("SELECT", "INSERT", "UPDATE", "DELETE")
