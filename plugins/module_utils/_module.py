@@ -84,7 +84,7 @@ CONNECTION = LOGIN.merge(
         }
     )
 )
-"""One server to connect to; in step with the doc fragment ``connection.server``."""
+"""One server to connect to; in step with the doc fragment ``connection.server`` (with ``connection.login``)."""
 
 
 class Context:

@@ -54,7 +54,5 @@ def wait_for(
         if accept(seen):
             return seen
         if deadline.passed:
-            raise WaitTimeout(
-                "%s did not happen within %g s; last seen: %s" % (what, deadline.seconds, seen), action=action, last_seen=seen
-            )
+            raise WaitTimeout("%s did not happen within %g s; last seen: %s" % (what, deadline.seconds, seen), action=action, last_seen=seen)
         time.sleep(min(interval, deadline.left))

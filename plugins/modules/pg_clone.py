@@ -106,7 +106,7 @@ extends_documentation_fragment:
   - pgfleet.ops.attributes
   - pgfleet.ops.attributes.changes
   - pgfleet.ops.instance
-  - pgfleet.ops.login.login
+  - pgfleet.ops.connection.login
 attributes:
   idempotent:
     support: partial

@@ -63,7 +63,7 @@ options:
 extends_documentation_fragment:
   - pgfleet.ops.attributes
   - pgfleet.ops.attributes.info
-  - pgfleet.ops.login.login
+  - pgfleet.ops.connection.login
 notes:
   - The login needs no more than membership in C(pg_monitor). All nodes are asked with the same login.
 seealso:

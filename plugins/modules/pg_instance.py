@@ -44,7 +44,8 @@ extends_documentation_fragment:
   - pgfleet.ops.attributes
   - pgfleet.ops.attributes.changes
   - pgfleet.ops.instance
-  - pgfleet.ops.login.connection
+  - pgfleet.ops.connection.login
+  - pgfleet.ops.connection.server
 attributes:
   idempotent:
     support: partial

@@ -169,7 +169,7 @@ options:
 extends_documentation_fragment:
   - pgfleet.ops.attributes
   - pgfleet.ops.attributes.changes
-  - pgfleet.ops.login.login
+  - pgfleet.ops.connection.login
 notes:
   - The login must be a superuser; all nodes are asked with the same one.
   - The host that runs the module needs PostgreSQL connections to all nodes, a console on all poolers, and, for each node and pooler that is elsewhere,

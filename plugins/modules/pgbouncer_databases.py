@@ -126,7 +126,8 @@ options:
 extends_documentation_fragment:
   - pgfleet.ops.attributes
   - pgfleet.ops.attributes.changes
-  - pgfleet.ops.login.connection
+  - pgfleet.ops.connection.login
+  - pgfleet.ops.connection.server
 notes:
   - The login must be one of PgBouncer's C(admin_users).
   - Before 1.25 PgBouncer answers a C(RELOAD) with success also when it refuses the file. The module therefore compares host, port, database, user,

@@ -72,7 +72,8 @@ options:
 extends_documentation_fragment:
   - pgfleet.ops.attributes
   - pgfleet.ops.attributes.info
-  - pgfleet.ops.login.connection
+  - pgfleet.ops.connection.login
+  - pgfleet.ops.connection.server
 notes:
   - The login must be one of PgBouncer's C(admin_users) or C(stats_users).
 seealso:

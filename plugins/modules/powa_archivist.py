@@ -90,7 +90,8 @@ options:
 extends_documentation_fragment:
   - pgfleet.ops.attributes
   - pgfleet.ops.attributes.changes
-  - pgfleet.ops.login.connection
+  - pgfleet.ops.connection.login
+  - pgfleet.ops.connection.server
 notes:
   - O(login_user) must be a superuser, as the extension powa is not trusted.
 seealso:

@@ -47,7 +47,8 @@ options:
     default: 60
 extends_documentation_fragment:
   - pgfleet.ops.attributes
-  - pgfleet.ops.login.connection
+  - pgfleet.ops.connection.login
+  - pgfleet.ops.connection.server
 attributes:
   check_mode:
     support: full

@@ -93,7 +93,8 @@ options:
 extends_documentation_fragment:
   - pgfleet.ops.attributes
   - pgfleet.ops.attributes.changes
-  - pgfleet.ops.login.connection
+  - pgfleet.ops.connection.login
+  - pgfleet.ops.connection.server
 notes:
   - The right to register servers comes with O(pgfleet.ops.powa_archivist#module:grant_to[].access=manager).
   - A collector that runs does not notice most changes by itself, see RV(collector_reload_required) and RV(collector_restart_required).

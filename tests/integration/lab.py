@@ -218,7 +218,7 @@ class PgBouncer:
 
     def start(self):
         run(["/usr/sbin/pgbouncer", "-d", "-q", self.ini], user="postgres")
-        wait_until(lambda: self._answers(), 10)
+        wait_until(self._answers, 10)
         return self
 
     def _answers(self):
@@ -296,7 +296,8 @@ def ansible_environment(**variables):
 
 def call_module(name, options, check=False, diff=False, user="postgres", environment=None):
     """Run a module as Ansible does, on this machine, and return its result (a dictionary with ``failed`` always set)."""
-    argv = [pathlib.Path(sys.executable).parent / "ansible", "localhost", "-i", "localhost,", "-c", "local", "-m", "pgfleet.ops." + name, "-a", json.dumps(options, default=str)]
+    ansible = pathlib.Path(sys.executable).parent / "ansible"
+    argv = [ansible, "localhost", "-i", "localhost,", "-c", "local", "-m", "pgfleet.ops." + name, "-a", json.dumps(options, default=str)]
     if user:
         argv += ["--become", "--become-user", user]
     # Only at -vvv does the ad hoc command print the diff within the result.

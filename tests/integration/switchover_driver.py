@@ -14,7 +14,7 @@ from __future__ import annotations
 # Python loads these when they are first needed, and then perhaps from a place that user postgres may not read.
 import encodings.ascii
 import encodings.idna
-import encodings.latin_1  # noqa: F401
+import encodings.latin_1
 import json
 import os
 import pwd
@@ -28,6 +28,8 @@ from ansible_collections.pgfleet.ops.plugins.module_utils._module import Argumen
 from ansible_collections.pgfleet.ops.plugins.module_utils._operations.switchover import SWITCHOVER, Switchover
 from ansible_collections.pgfleet.ops.plugins.module_utils._operations.switchover_window import Window
 from ansible_collections.pgfleet.ops.plugins.module_utils._sql.connection import Session
+
+NEEDED_LATER = (encodings.ascii, encodings.idna, encodings.latin_1)
 
 
 def with_defaults(options, spec):

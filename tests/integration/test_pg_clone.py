@@ -391,13 +391,21 @@ def is_module(pid):
     return status.stat().st_uid == pwd.getpwnam("postgres").pw_uid and "python" in os.path.basename(os.readlink(status / "exe"))
 
 
+def copying(node):
+    """Whether the copy has begun, to be asked again and again."""
+    return lambda: any((node.base / name / "base").exists() for name in entries(node) if ".clone-" in name)
+
+
 def test_killed_half_way_through_the_copy(node, source):
-    moment = lambda: any((node.base / name / "base").exists() for name in entries(node) if ".clone-" in name)  # noqa: E731
+    moment = copying(node)
     killed_in(node, source, moment, slot_name="half", max_rate="2M")
     copies = [name for name in entries(node) if ".clone-" in name]
     assert len(copies) == 1 and not node.data.exists() and "half" in slots(source)
     # The copy died with the module, or the disk would still be filled.
-    size = lambda: sum(path.stat().st_size for path in (node.base / copies[0]).rglob("*") if path.is_file())  # noqa: E731
+
+    def size():
+        return sum(path.stat().st_size for path in (node.base / copies[0]).rglob("*") if path.is_file())
+
     before = size()
     time.sleep(1.5)
     assert size() == before
@@ -410,7 +418,7 @@ def test_killed_half_way_through_the_copy(node, source):
 
 def test_terminated_half_way_through_the_copy(node, source):
     """A polite signal leaves nothing at all."""
-    moment = lambda: any((node.base / name / "base").exists() for name in entries(node) if ".clone-" in name)  # noqa: E731
+    moment = copying(node)
     output = killed_in(node, source, moment, number=signal.SIGTERM, slot_name="polite", max_rate="2M")
     assert "RolledBack" in output and not any(name.startswith("data") for name in entries(node)) and "polite" not in slots(source), output
 

@@ -35,13 +35,14 @@ class Site:
     def inventory(self):
         hosts = {
             node: {
-                "ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3", "postgresql_method": "pg_ctl",
-                "postgresql_address": "127.0.0.1",
-                "postgresql_port": self.ports[node], "postgresql_directory": "%s/%s" % (self.base, node), "postgresql_cluster_nodes": list(NODES),
-                "postgresql_superuser_password": SUPERUSER, "postgresql_replication_password": REPLICATION,
-                "postgresql_settings": {"fsync": False, "shared_buffers": "16MB", **self.variables},
-                "postgresql_users": [{"name": "app", "password": "app: 'password'", "role_attr_flags": "CREATEDB"}],
-                "postgresql_install": self.install, "postgresql_databases": [{"name": "shop", "owner": "app"}],
+                "ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3", "postgresql_node_method": "pg_ctl",
+                "postgresql_node_address": "127.0.0.1",
+                "postgresql_node_port": self.ports[node], "postgresql_node_directory": "%s/%s" % (self.base, node),
+                "postgresql_node_cluster_nodes": list(NODES),
+                "postgresql_node_superuser_password": SUPERUSER, "postgresql_node_replication_password": REPLICATION,
+                "postgresql_node_settings": {"fsync": False, "shared_buffers": "16MB", **self.variables},
+                "postgresql_node_users": [{"name": "app", "password": "app: 'password'", "role_attr_flags": "CREATEDB"}],
+                "postgresql_node_install": self.install, "postgresql_node_databases": [{"name": "shop", "owner": "app"}],
             }
             for node in NODES
         }  # fmt: skip

@@ -108,7 +108,7 @@ def test_a_step_that_fails_is_rolled_back(site, moment):
     with site.load(clients=8) as load:
         before = site.fingerprint()
         process = run_driver(site, other(site, primary), "error", moment)
-        output, _ = process.communicate(timeout=60)
+        output, _errors = process.communicate(timeout=60)
         result = json.loads(output.splitlines()[-1])
         assert result["failed"] and result["error"] == "RolledBack", result
         assert "an accident happened" in result["msg"]
@@ -148,7 +148,7 @@ def test_a_process_that_hangs_inside_the_window_finds_its_promotion_refused(site
         # Not longer than the time limit, with what a busy machine may add.
         assert time.monotonic() - began < 6 + 6
         # It wakes up after 60 s; the guardian of the old primary then refuses the release, so it never promotes.
-        output, _ = process.communicate(timeout=90)
+        output, _errors = process.communicate(timeout=90)
         result = json.loads(output.splitlines()[-1])
         assert result["failed"], result
         assert result["error"] == "RolledBack", result

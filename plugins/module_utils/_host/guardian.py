@@ -62,12 +62,14 @@ class Guardian:
         if shell:
             # ssh hands one string to the shell of the other side.
             program = [*shell, "python3", "-u", "-c", shlex.quote(_BOOTSTRAP) if os.path.basename(shell[0]) == "ssh" else _BOOTSTRAP]
+        self._started_with = " ".join(program[:-1])
         try:
-            self._process = subprocess.Popen(
-                program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/", start_new_session=True
-            )
+            self._process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/", start_new_session=True)
         except OSError as error:
             raise CommandFailed("cannot run %s for %s: %s" % (program[0], name, error.strerror)) from error
+        self._requests = t.cast(t.IO[bytes], self._process.stdin)
+        self._answers = t.cast(t.IO[bytes], self._process.stdout)
+        self._complaints = t.cast(t.IO[bytes], self._process.stderr)
         self._pending = b""
         self._request = ""
         self.waiting = 0
@@ -85,19 +87,18 @@ class Guardian:
 
         Raises GuardianFailed with what it says, NotReachable when it is gone, WaitTimeout when it does not answer.
         """
-        assert self._process.stdout is not None
         while b"\n" not in self._pending:
-            ready, _w, _x = select.select([self._process.stdout], [], [], deadline.left)
+            ready, _w, _x = select.select([self._answers], [], [], deadline.left)
             if not ready:
                 if deadline.passed:
                     raise WaitTimeout("the guardian of %s did not answer %s within %g s" % (self.name, self._request, deadline.seconds))
                 continue
-            chunk = os.read(self._process.stdout.fileno(), 65536)
+            chunk = os.read(self._answers.fileno(), 65536)
             if not chunk:
                 self.waiting = 0
                 raise NotReachable(
                     "the guardian of %s is gone: %s" % (self.name, self._last_words()),
-                    action="It is started with %s; check that this works without a password or a question" % " ".join(self._process.args[:-1]),  # type: ignore[index]
+                    action="It is started with %s; check that this works without a password or a question" % self._started_with,
                 )
             self._pending += chunk
         line, self._pending = self._pending.split(b"\n", 1)
@@ -114,23 +115,20 @@ class Guardian:
 
     def close(self) -> None:
         """End the pipe. An armed guardian recovers now, one that is not ends."""
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
+        for stream in (self._requests, self._answers, self._complaints):
+            with contextlib.suppress(OSError):
+                stream.close()
 
     def _send(self, data: bytes) -> None:
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(data)
-            self._process.stdin.flush()
+            self._requests.write(data)
+            self._requests.flush()
         except OSError as error:
             raise NotReachable("the guardian of %s is gone: %s" % (self.name, self._last_words())) from error
 
     def _last_words(self) -> str:
-        assert self._process.stderr is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(2)
-        ready, _w, _x = select.select([self._process.stderr], [], [], 0)
-        text = os.read(self._process.stderr.fileno(), 4096).decode("utf-8", "replace") if ready else ""
+        ready, _w, _x = select.select([self._complaints], [], [], 0)
+        text = os.read(self._complaints.fileno(), 4096).decode("utf-8", "replace") if ready else ""
         return " ".join(text.split()) or "it ended with %s" % self._process.returncode

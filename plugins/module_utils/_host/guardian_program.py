@@ -29,7 +29,6 @@ import select
 import signal
 import struct
 import subprocess
-import sys
 import syslog
 import time
 
@@ -377,4 +376,3 @@ def serve(part, patience, **options):
     syslog.openlog("pgfleet", syslog.LOG_PID)
     os.chdir("/")
     Guardian({"node": Node, "pooler": Pooler}[part](**options), patience).serve()
-    sys.exit(0)

@@ -332,7 +332,7 @@ class Instance:
             os.kill(pid, number)
         except OSError as error:
             raise OperationError(
-                "the server in %s (process %d) takes no signal from this user: %s" % (self.data_directory, pid, error.strerror),
+                "the server in %s (process %s) takes no signal from this user: %s" % (self.data_directory, pid, error.strerror),
                 action="Run the task as the user that owns the data directory (become_user)",
             ) from error
         return pid

@@ -254,7 +254,8 @@ class CloneOperation(Operation):
             " current_setting('wal_level') AS wal_level,"
             " has_function_privilege('pg_read_file(text)', 'EXECUTE') AS reads_files"
         )
-        assert row is not None
+        if row is None:
+            raise OperationError("the source %s gave no answer about itself" % session.target)
         spaces = session.rows(
             "SELECT CASE WHEN spcname IN ('pg_default', 'pg_global') THEN '' ELSE pg_tablespace_location(oid) END AS location,"
             " sum(pg_tablespace_size(oid))::bigint AS size FROM pg_tablespace GROUP BY 1"
@@ -372,7 +373,8 @@ class CloneOperation(Operation):
     def _connect_standby(self, target: Standby) -> Session | None:
         """Ask the server in the data directory itself, by its own address, with the same login; None when that does not work."""
         postmaster = target.postmaster
-        assert postmaster is not None
+        if postmaster is None:
+            return None
         hosts = ["127.0.0.1" if postmaster.listen_address in ("*", "0.0.0.0", "::") else postmaster.listen_address, postmaster.socket_directory]
         for host in filter(None, hosts):
             try:
@@ -670,7 +672,7 @@ class CloneOperation(Operation):
             session.close()
 
     def _stop_old(self) -> None:
-        self._undo.append(("old standby started again", lambda: self._start_again()))
+        self._undo.append(("old standby started again", self._start_again))
         self.instance.stop("fast")
 
     def _start_again(self) -> None:

@@ -242,7 +242,8 @@ class PoolerDatabases(Operation):
         write_atomic(self._path, text)
 
     def _reload(self) -> None:
-        assert self._console is not None
+        if self._console is None:
+            raise OperationError("there is no console to reload through")
         gate = Deadline(_LOGIN_GATE_SECONDS)
         while any(row.get("sv_login") for row in self._console.pools()) and not gate.passed:
             time.sleep(0.005)

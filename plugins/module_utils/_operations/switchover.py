@@ -175,9 +175,9 @@ class Switchover(Operation):
     def _look_at_node(self, primary: Node, problems: list[str]) -> None:
         """Can the old primary be stopped and started from here? Is it the one that answered the queries?"""
         entry = self.run.entry(primary)
-        assert primary.state is not None
-        data_directory = entry["data_directory"] or primary.state["data_directory"]
-        config_file = entry["config_file"] or primary.state["config_file"]
+        state = t.cast(t.Mapping[str, t.Any], primary.state)
+        data_directory = entry["data_directory"] or state["data_directory"]
+        config_file = entry["config_file"] or state["config_file"]
         try:
             seen = self._guardian_of_node(primary, data_directory, config_file).call("look", Deadline(10))
         except OperationError as error:

@@ -47,6 +47,7 @@ LOGIN_RETRY_SECONDS = "0.1"
 # A promotion that meets a walreceiver being restarted waits this long; the default is 5 s.
 RETRIEVE_RETRY = "5ms"
 
+
 @dataclasses.dataclass
 class Pooler:
     """One pooler with all that the window needs of it."""
@@ -321,8 +322,7 @@ class Window:
         self.new = run.session(self.new_node)
         self.guard_node = run.guardians[self.old_node.name]
         for pooler in self.poolers:
-            assert pooler.guardian is not None
-            pooler.guardian.start(
+            t.cast(Guardian, pooler.guardian).start(
                 "prepare",
                 console=pooler.target.keywords(),
                 databases=None if pooler.everything else pooler.paused,

@@ -57,6 +57,10 @@ Endpoint = tuple[str, int]
 """Host and port of an entry. A host "" is the local socket directory."""
 
 
+class _SyntaxError(InvalidInput):
+    """PgBouncer would not load this file."""
+
+
 class Change(t.NamedTuple):
     """An entry whose target was changed; the parameters carry no password."""
 
@@ -353,7 +357,7 @@ class Tree:
         except _SyntaxError as error:
             if error.facts.get("file"):
                 raise
-            raise _SyntaxError("%s, %s" % (path, error.message), error.expected, error.action, file=path, **error.facts) from error
+            raise _SyntaxError("%s, %s" % (path, error.message), error.expected, error.action, file=path, **error.facts) from None
         self.files[path] = ini
         return ini.last_section
 
@@ -369,10 +373,6 @@ class Tree:
 def without_secret(params: t.Mapping[str, str]) -> dict[str, str]:
     """An entry's parameters as they may be shown."""
     return {key: _HIDDEN if key == _SECRET else value for key, value in params.items()}
-
-
-class _SyntaxError(InvalidInput):
-    """PgBouncer would not load this file."""
 
 
 def _syntax(text: str, position: int, problem: str) -> _SyntaxError:

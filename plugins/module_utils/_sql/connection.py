@@ -20,7 +20,7 @@ from .._wait import Deadline
 
 try:
     import psycopg
-    from psycopg import sql
+    from psycopg import sql  # pylint: disable=unused-import
     from psycopg.rows import dict_row
     from psycopg.types.json import Jsonb  # pylint: disable=unused-import
 
@@ -254,13 +254,11 @@ def _failure(error: t.Any, target: Target) -> OperationError:
             '%s does not let user "%s" in: %s' % (target, target.user, text),
             action="Check the login options (user, password or passfile) and the server's pg_hba.conf or the pooler's auth file",
         )
-    return NotReachable(
-        "%s does not answer: %s" % (target, text), action="Check that it runs, that host and port are right and that nothing filters between"
-    )
+    return NotReachable("%s does not answer: %s" % (target, text), action="Check that it runs, that host and port are right and that nothing filters between")
 
 
 def _first_line(error: t.Any) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.strip().startswith("Is the server running")]
     # With several addresses psycopg lists each attempt; the last line is the most telling one.
     text = lines[-1] if lines else type(error).__name__
     return re.sub(r"^connection (failed|to server .*? failed): ", "", text)

@@ -48,16 +48,8 @@ requirements:
   - psycopg >= 3.1 on the host that runs the module (Debian and Ubuntu C(python3-psycopg))
 """
 
-    # One server to connect to; in step with CONNECTION in module_utils/_module.py.
-    CONNECTION = (
-        LOGIN
-        + r"""
-notes:
-  - An empty string counts as an option that is not set, as AWX surveys send it.
-"""
-    ).replace(
-        "options:\n",
-        r"""
+    # One server to connect to, beside LOGIN; in step with CONNECTION in module_utils/_module.py.
+    SERVER = r"""
 options:
   login_host:
     description:
@@ -70,6 +62,6 @@ options:
   login_unix_socket:
     description: Directory of the server's socket. Wins over O(login_host).
     type: str
-""",
-        1,
-    )
+notes:
+  - An empty string counts as an option that is not set, as AWX surveys send it.
+"""
