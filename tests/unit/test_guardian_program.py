@@ -530,11 +530,13 @@ def test_after_the_release_the_end_of_the_pipe_keeps_it_a_standby(site):
 
 def test_a_guardian_that_is_not_armed_touches_nothing_when_the_pipe_ends(site):
     site.call("arm", limit=60)
+    site.call("fence")
     site.call("disarm")
     site.guardian.close()
     site.guardian._process.wait(15)
     assert site.guardian._process.returncode == 0
     assert site.server.poll() is None and not (site.path / "started").exists()
+    assert (site.path / "standby.signal").exists()
 
 
 def test_a_guardian_does_not_end_with_what_ends_its_controller(site):
