@@ -28,8 +28,6 @@ NODES = ("db1", "db2", "db3")
 def environment():
     settings = {
         "CONFIG": str(ROOT / "tools" / "ansible.cfg"),
-        # A fresh machine has no sudo, and root needs none to become somebody else.
-        "BECOME_METHOD": "sudo" if shutil.which("sudo") else "su",
         "NOCOLOR": "1",
         "FORCE_COLOR": "0",
     }
@@ -84,8 +82,8 @@ def explain(lines):
     for line in lines:
         if line.startswith("TASK ["):
             task = line.split("]")[0][6:]
-        if re.match(r"(fatal|failed|\[ERROR\]|ERROR)", line):
-            shown += ["   task: %s" % task, "   " + line[:3000]]
+        if re.match(r"(fatal|failed): ", line):
+            shown.append("   %s, %s" % (task, line[:3000]))
     return shown or lines[-15:]
 
 
@@ -120,7 +118,9 @@ def up():
     say("  pooler       PGPASSWORD=$(cat %s/app) psql -h 127.0.0.1 -p 16431 -U app app" % secrets)
     say("  superuser    PGPASSWORD=$(cat %s/superuser) psql -h 127.0.0.1 -p 15431 -U postgres" % secrets)
     say("  PoWA         http://127.0.0.1:18888/  user powa, password $(cat %s/powa)" % secrets)
-    say("  cluster      %s -i %s pgfleet.ops.show_cluster -e cluster=shop" % (pathlib.Path(sys.executable).parent / "ansible-playbook", INVENTORY))
+    command = "%s -i %s pgfleet.ops.show_cluster -e cluster=shop" % (pathlib.Path(sys.executable).parent / "ansible-playbook", INVENTORY)
+    sudo = "sudo " if os.environ.get("SUDO_USER") else ""
+    say("  cluster      %sANSIBLE_COLLECTIONS_PATH=%s %s" % (sudo, os.environ.get("ANSIBLE_COLLECTIONS_PATH", ""), command))
     say("  remove it    make demo-down")
     say("")
     for text in result["error_texts"]:
