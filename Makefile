@@ -7,6 +7,7 @@ SHELL := /bin/bash
 .ONESHELL:
 
 PYTHON ?= python3
+MATRIX ?= 2.20:python3.12 2.21:python3.13
 VENV ?= .venv
 BIN := $(VENV)/bin
 BUILD := .build
@@ -75,13 +76,23 @@ sanity: $(VENV)/.tests
 	$(BIN)/python tools/pip_for_ansible_test.py
 	tools/in_collection_tree.sh $(BUILD)/tree '$(CURDIR)/$(BIN)/ansible-test sanity --venv --python 3.11 --color no'
 
+matrix: $(VENV)/.tests ## unit tests with newer ansible-core: make matrix MATRIX="2.20:python3.12 2.21:python3.13"
+	$(BIN)/python tools/link_checkout.py
+	for pair in $(MATRIX); do
+	  core=$${pair%%:*}; python=$${pair#*:}; venv=.venv-$$core
+	  test -x $$venv/bin/pytest || { $$python -m venv $$venv; $$venv/bin/pip install --quiet --disable-pip-version-check "ansible-core==$$core.*" pytest pytest-xdist hypothesis "psycopg[binary]"; }
+	  echo "== ansible-core $$core on $$($$python --version)"
+	  $$venv/bin/pytest -q -n 2 tests/unit
+	done
+
 unit: $(VENV)/.tests
 	$(BIN)/python tools/link_checkout.py
-	$(BIN)/pytest -q tests/unit
+	$(BIN)/pytest -q -n 2 tests/unit
 
 integration: $(VENV)/.tests test-packages build
 	$(BIN)/python tools/link_checkout.py
-	$(SUDO) $(BIN)/pytest -q tests/integration
+	# Each file on one worker; the tests wait more than they compute.
+	$(SUDO) $(BIN)/pytest -q -n 3 --dist loadfile tests/integration
 
 end-to-end: build
 	@$(SUDO) $(BIN)/python tools/demo_test.py

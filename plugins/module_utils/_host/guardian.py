@@ -96,10 +96,7 @@ class Guardian:
             chunk = os.read(self._answers.fileno(), 65536)
             if not chunk:
                 self.waiting = 0
-                raise NotReachable(
-                    "the guardian of %s is gone: %s" % (self.name, self._last_words()),
-                    action="It is started with %s; check that this works without a password or a question" % self._started_with,
-                )
+                raise self._gone()
             self._pending += chunk
         line, self._pending = self._pending.split(b"\n", 1)
         self.waiting -= 1
@@ -124,7 +121,13 @@ class Guardian:
             self._requests.write(data)
             self._requests.flush()
         except OSError as error:
-            raise NotReachable("the guardian of %s is gone: %s" % (self.name, self._last_words())) from error
+            raise self._gone() from error
+
+    def _gone(self) -> NotReachable:
+        return NotReachable(
+            "the guardian of %s is gone: %s" % (self.name, self._last_words()),
+            action="It is started with %s; check that this works without a password or a question" % self._started_with,
+        )
 
     def _last_words(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):

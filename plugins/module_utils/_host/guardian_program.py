@@ -93,8 +93,15 @@ class Node:
 
     def control(self):
         """System identifier, state and position (bytes) of the last checkpoint, read from pg_control."""
-        with open(os.path.join(self.data, "global", "pg_control"), "rb") as stream:
-            block = stream.read(40)
+        # The server overwrites the file in place; whoever restores or replaces it may be in the middle of that.
+        for _attempt in range(100):
+            with open(os.path.join(self.data, "global", "pg_control"), "rb") as stream:
+                block = stream.read(40)
+            if len(block) == 40:
+                break
+            time.sleep(0.001)
+        else:
+            raise Failure("pg_control of %s holds only %d bytes" % (self.data, len(block)))
         identifier, _version, _catalog, state = struct.unpack_from("<QIII", block, 0)
         return str(identifier), state, struct.unpack_from("<Q", block, 32)[0]
 

@@ -46,6 +46,8 @@ def check_nodes(nodes: t.Sequence[t.Mapping[str, t.Any]]) -> None:
     """Names and addresses of the option ``nodes`` must be unique. Raises InvalidInput."""
     if not nodes:
         raise InvalidInput("the option nodes is an empty list", expected="every member of the cluster")
+    if not all(node["name"] for node in nodes):
+        raise InvalidInput("an entry of the option nodes has an empty name", expected="a name of its own for every node")
     for what, keys in (("name", [n["name"] for n in nodes]), ("address", ["%s:%s" % (n["host"], n["port"]) for n in nodes])):
         twice = sorted({key for key in keys if keys.count(key) > 1})
         if twice:

@@ -263,7 +263,8 @@ class Switchover(Operation):
             [pooler.view for pooler in seen.poolers],
             seen.transactions,
             self.params["transaction_limit"],
-        ) + list(seen.problems)
+        )
+        found += list(seen.problems) + self._slots_in_conflict(cluster)
         if found:
             raise Refused(
                 "the switchover to %s was not begun, nothing was changed: %s" % (candidate.name, "; ".join(found)),
@@ -301,6 +302,17 @@ class Switchover(Operation):
         for step in plan.steps:
             step.do = window.guarded(step.do)
         return plan
+
+    def _slots_in_conflict(self, cluster: Cluster) -> list[str]:
+        """Names that differ in what a slot's name cannot hold lead to one slot for two nodes."""
+        owners: dict[str, list[str]] = {}
+        for node in cluster.nodes:
+            owners.setdefault(self.run.slot_of(node), []).append(node.name)
+        return [
+            "%s would share the replication slot %s: name one for each in the option slot" % (" and ".join(names), slot)
+            for slot, names in owners.items()
+            if len(names) > 1
+        ]
 
     def _plan_to_finish(self, seen: Seen) -> Plan:
         """The candidate is the primary already: only what an interrupted switchover left undone."""

@@ -31,7 +31,7 @@ import typing as t
 
 from .._cluster.model import Cluster, Node
 from .._cluster.switchover import PoolerView, Transaction, slot_name
-from .._errors import NotConfirmed, OperationError, RolledBack, WaitTimeout
+from .._errors import NotConfirmed, OperationError, Refused, RolledBack, WaitTimeout
 from .._host.guardian import Guardian
 from .._pgbouncer.console import Console
 from .._pgbouncer.ini import Change
@@ -165,7 +165,14 @@ class Finish:
 
     def conninfo(self, node: Node, own: str, model: str) -> str:
         """Where a node streams from: its own connection string or, if it never had one, that of the model, led to the new primary."""
-        keywords: dict[str, t.Any] = parse_conninfo(own) or parse_conninfo(model)
+        try:
+            keywords: dict[str, t.Any] = dict(parse_conninfo(own) or parse_conninfo(model))
+        except ValueError as error:
+            raise Refused(
+                "the setting primary_conninfo of %s, or the one that serves as its model, cannot be read: %s" % (node.name, error),
+                expected="keyword=value pairs, as in host=db1 user=replication",
+                action="Set it in that form, or name the keywords in the option conninfo of the node",
+            ) from None
         keywords.setdefault("application_name", node.name)
         if not own:
             keywords["application_name"] = node.name
