@@ -340,6 +340,15 @@ def test_nothing_speaks_against_it():
         ({"nodes": [primary(), standby("db2", upstream="db3.example"), standby("db3")]}, r"does not stream from the primary db1 but from db3$"),
         ({"nodes": [primary(), standby("db2", upstream="db9.example"), standby("db3")]}, r"does not stream from the primary db1 but from db9.example:5432$"),
         ({"nodes": [primary(), standby("db2"), standby("db3", primary_conninfo="postgresql://db1/x")]}, r"the primary_conninfo of node db3 .*URI"),
+        (
+            {"nodes": [primary(), standby("db2", primary_conninfo="host=db1.example password=hidden")]},
+            r"^the primary_conninfo of node db2 holds a password: put it into a passfile",
+        ),
+        (
+            {"nodes": [primary(), standby("db2"), standby("db3", recovery_target_timeline="current")]},
+            r"^node db3 could not follow to a new timeline: set its recovery_target_timeline to latest",
+        ),
+        ({"nodes": [primary(recovery_target_timeline="1"), standby("db2")]}, r"^node db1 could not follow to a new timeline"),
         ({"poolers": [PoolerView("p1", problem="no console")]}, r"pooler p1: no console"),
         ({"poolers": [PoolerView("p1", affected=["app"], session_pools=["app"])]}, r"pooler p1 pools by session for app"),
         ({"poolers": [PoolerView("p1", affected=["app"], stale=["app"])]}, r"pooler p1: the entry app leads elsewhere.*RELOAD"),
@@ -354,6 +363,21 @@ def test_each_reason_against_a_switchover_alone(arguments, expected):
     found = why_not(**arguments)
     assert len(found) == 1
     assert re.search(expected, found[0])
+
+
+def test_a_passfile_the_latest_timeline_and_the_candidate_s_own_target_are_no_reasons():
+    nodes = [
+        primary(recovery_target_timeline="latest"),
+        standby("db2", primary_conninfo="host=db1.example passfile=/etc/pass", recovery_target_timeline="current"),
+        standby("db3", recovery_target_timeline="latest"),
+    ]
+    assert why_not(nodes) == []
+
+
+def test_a_reason_never_shows_the_password():
+    for conninfo in ("host=db1.example password=hidden", "postgresql://app:hidden@db1.example/x"):
+        found = why_not([primary(), standby("db2", primary_conninfo=conninfo)])
+        assert len(found) == 1 and "hidden" not in found[0]
 
 
 def test_all_reasons_are_found_at_once():

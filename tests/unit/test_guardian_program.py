@@ -10,7 +10,9 @@ import stat
 import struct
 import subprocess
 import sys
+import threading
 import time
+import types
 
 import pytest
 from ansible_collections.pgfleet.ops.plugins.module_utils._errors import NotReachable, WaitTimeout
@@ -21,6 +23,7 @@ from ansible_collections.pgfleet.ops.plugins.module_utils._wait import Deadline
 
 IDENTIFIER = 7554003270000000001
 CHECKPOINT = 0x2_0000_0028
+IN_ARCHIVE_RECOVERY = 5
 
 
 def control_block(state, checkpoint=CHECKPOINT):
@@ -46,6 +49,14 @@ class Home:
         monkeypatch.setattr(self.node, "postmaster", lambda: self.pid)
         monkeypatch.setattr(program.os, "kill", self.kill)
 
+    def fence(self):
+        self.node.hold(0)
+        self.node.fence()
+
+    def close(self):
+        if self.node._lock is not None:
+            os.close(self.node._lock)
+
     def state(self, state, checkpoint=CHECKPOINT):
         self.control.write_bytes(control_block(state, checkpoint))
 
@@ -69,7 +80,9 @@ class Home:
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    return Home(tmp_path / "data", monkeypatch)
+    home = Home(tmp_path / "data", monkeypatch)
+    yield home
+    home.close()
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +96,7 @@ def notes(monkeypatch):
 
 
 def test_what_a_node_looks_like(home):
-    home.node.fence()
+    home.fence()
     assert home.node.look() == {
         "pid": 4711, "system_identifier": str(IDENTIFIER), "state": program.IN_PRODUCTION, "checkpoint": CHECKPOINT, "standby_signal": True,
     }  # fmt: skip
@@ -93,6 +106,94 @@ def test_a_directory_without_pg_control_is_a_failure(home):
     home.control.unlink()
     with pytest.raises(program.Failure, match="cannot read"):
         home.node.look()
+
+
+def test_a_start_command_whose_program_does_not_exist_is_refused(home):
+    home.node.start_command = [str(home.path / "no_such_program"), "start"]
+    with pytest.raises(program.Failure, match=r"could be stopped and not started again: .*no_such_program"):
+        home.node.look()
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Makes a program of a given name."""
+
+    def make(name, text="exit 0"):
+        path = tmp_path / name
+        path.write_text("#!/bin/sh\n%s\n" % text)
+        path.chmod(0o755)
+        return str(path)
+
+    return make
+
+
+def test_pg_ctl_must_run_as_the_owner_of_the_directory(home, command, monkeypatch):
+    owner = home.path.stat().st_uid
+    home.node.start_command = [command("pg_ctl"), "start"]
+    monkeypatch.setattr(program.os, "geteuid", lambda: owner + 1)
+    with pytest.raises(program.Failure, match=r"pg_ctl must run as the owner of .* \(user %d\), this is user %d" % (owner, owner + 1)):
+        home.node.look()
+    monkeypatch.setattr(program.os, "geteuid", lambda: owner)
+    assert home.node.look()["pid"] == 4711
+
+
+def test_systemctl_must_run_as_root_and_know_the_unit(home, command, monkeypatch):
+    systemctl = command("systemctl", '[ "$*" = "show --property=LoadState --value known.service" ] && echo loaded || echo not-found')
+    home.node.start_command = [systemctl, "start", "known.service"]
+    monkeypatch.setattr(program.os, "geteuid", lambda: 1000)
+    with pytest.raises(program.Failure, match=r"systemctl must run as root .* user 1000"):
+        home.node.look()
+    monkeypatch.setattr(program.os, "geteuid", lambda: 0)
+    assert home.node.look()["pid"] == 4711
+    home.node.start_command = [systemctl, "start", "other.service"]
+    with pytest.raises(program.Failure, match=r"systemd knows no unit other\.service"):
+        home.node.look()
+
+
+def test_one_operation_holds_a_node_and_the_next_waits_for_its_end(home):
+    home.node.hold(0)
+    home.node.hold(0)
+    other = program.Node(str(home.path), home.node.start_command)
+    began = time.monotonic()
+    with pytest.raises(program.Failure, match="another operation is at work on"):
+        other.hold(0.15)
+    assert 0.15 <= time.monotonic() - began < 5
+    with pytest.raises(program.Failure, match="not held by this operation"):
+        other.fence()
+    assert not home.fenced
+    lock, home.node._lock = home.node._lock, None
+    ending = threading.Timer(0.2, os.close, [lock])
+    ending.start()
+    try:
+        other.hold(10)
+        other.fence()
+        assert home.fenced
+    finally:
+        ending.join()
+        if other._lock is not None:
+            os.close(other._lock)
+
+
+def test_a_node_is_not_fenced_without_being_held(home):
+    with pytest.raises(program.Failure, match="not held by this operation"):
+        home.node.fence()
+    assert not home.fenced and not home.node.fenced
+
+
+@pytest.mark.parametrize("state", [program.SHUT_DOWN, IN_ARCHIVE_RECOVERY])
+def test_only_a_primary_in_production_is_fenced(home, state):
+    home.state(state)
+    with pytest.raises(program.Failure, match="does not say that it is in production"):
+        home.fence()
+    assert not home.fenced and not home.node.fenced
+
+
+def test_the_fence_of_somebody_else_is_left(home):
+    home.signal.touch()
+    home.node.hold(0)
+    home.node.unfence()
+    assert home.node.recover(1) == "it was never stopped"
+    assert home.fenced
 
 
 @pytest.mark.parametrize("text", ["", "no number\n", "999999999\n/data\n", None])
@@ -115,8 +216,8 @@ def test_fencing_writes_standby_signal_as_the_owner_of_the_directory(home):
     os.chmod(home.path, 0o700)
     if os.geteuid() == 0:
         os.chown(home.path, 12345, 12346)
-    home.node.fence()
-    home.node.fence()
+    home.fence()
+    home.fence()
     found = home.signal.stat()
     owner = home.path.stat()
     assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode), found.st_size) == (owner.st_uid, owner.st_gid, 0o600, 0)
@@ -140,7 +241,7 @@ def test_stop_waits_for_the_checkpoint_and_gives_up_in_time(home):
     assert home.node.stopping
 
 
-@pytest.mark.parametrize("state", [program.SHUT_DOWN, 5])
+@pytest.mark.parametrize("state", [program.SHUT_DOWN, IN_ARCHIVE_RECOVERY])
 def test_stop_refuses_a_server_that_is_not_in_production(home, state):
     home.state(state)
     with pytest.raises(program.Failure, match="in production"):
@@ -159,32 +260,78 @@ def test_release_needs_a_fence(home):
     with pytest.raises(program.Failure, match="not fenced"):
         home.node.release()
     assert not home.node.released
-    home.node.fence()
+    home.fence()
+    home.signal.unlink()
+    with pytest.raises(program.Failure, match="not fenced"):
+        home.node.release()
+    assert not home.node.released
+    home.fence()
     home.node.release()
     assert home.node.released
 
 
 def test_a_start_that_fails_tells_the_last_lines(home):
     home.pid = None
+    home.signal.touch()
     home.node.start_command = [sys.executable, "-c", "print('one'); print('no space'); raise SystemExit(3)"]
     with pytest.raises(program.Failure, match="ended with 3: one / no space"):
         home.node.start(5)
 
 
-def test_nothing_is_started_beside_a_running_server(home):
-    with pytest.raises(program.Failure, match="has not ended within"):
+def test_nothing_is_started_beside_the_server_that_was_stopped(home):
+    home.on_signal = {signal.SIGINT: lambda: home.state(program.SHUT_DOWN)}
+    home.node.stop(5)
+    with pytest.raises(program.Failure, match=r"the old server process .* has not ended within"):
         home.node.start(0.02)
+    assert home.started == 0 and home.node.stopping
+
+
+def test_a_supervisor_that_was_faster_has_started_it(home):
+    home.on_signal = {signal.SIGINT: lambda: home.state(program.SHUT_DOWN)}
+    home.node.stop(5)
+    home.pid = 4712
+    home.node.start(5)
+    assert home.started == 0 and not home.node.stopping
+
+
+def test_a_server_that_it_did_not_stop_is_started_as_a_standby_only(home):
+    home.pid = None
+    with pytest.raises(program.Failure, match=r"no standby\.signal: it would start as a primary"):
+        home.node.start(5)
     assert home.started == 0
+    home.signal.touch()
+    home.node.start(5)
+    assert home.started == 1
+
+
+def test_a_released_node_whose_fence_was_taken_away_is_fenced_again_before_it_starts(home):
+    home.fence()
+    home.node.stop(5)
+    home.node.release()
+    home.signal.unlink()
+    text = "import os, sys; open(sys.argv[1], 'w').write('x' * (1 + os.path.exists(sys.argv[2])))"
+    home.node.start_command = [sys.executable, "-c", text, str(home.marker), str(home.signal)]
+    home.node.start(5)
+    assert (home.started, home.fenced) == (2, True)
+
+
+def test_what_is_started_does_not_inherit_the_lock(home):
+    home.node.hold(0)
+    home.signal.touch()
+    home.pid = None
+    text = "import os, sys; sys.exit(any(os.path.realpath(d.path) == sys.argv[1] for d in os.scandir('/proc/self/fd')))"
+    home.node.start_command = [sys.executable, "-c", text, os.path.realpath(home.path)]
+    home.node.start(5)
 
 
 def test_recovery_before_the_stop_only_takes_the_fence_away(home):
-    home.node.fence()
+    home.fence()
     assert home.node.recover(1) == "it was never stopped"
     assert (home.fenced, home.started, home.signals) == (False, 0, [])
 
 
 def test_recovery_after_the_stop_starts_the_primary_again_without_the_fence(home):
-    home.node.fence()
+    home.fence()
     home.node.stop(5)
     assert home.node.recover(5) == "it was started again as the primary"
     assert (home.fenced, home.started, home.signals) == (False, 1, [signal.SIGINT])
@@ -192,7 +339,7 @@ def test_recovery_after_the_stop_starts_the_primary_again_without_the_fence(home
 
 def test_recovery_from_a_shutdown_that_hangs_ends_the_server_at_once(home):
     home.on_signal = {signal.SIGQUIT: home.shut_down}
-    home.node.fence()
+    home.fence()
     with pytest.raises(program.Failure):
         home.node.stop(0.01)
     assert home.node.recover(0.3) == "it was started again as the primary"
@@ -200,7 +347,7 @@ def test_recovery_from_a_shutdown_that_hangs_ends_the_server_at_once(home):
 
 
 def test_recovery_after_the_release_keeps_the_fence(home):
-    home.node.fence()
+    home.fence()
     home.node.stop(5)
     home.node.release()
     assert home.node.recover(5) == "it is kept as a standby"
@@ -208,13 +355,44 @@ def test_recovery_after_the_release_keeps_the_fence(home):
 
 
 def test_recovery_after_it_came_back_as_a_standby_does_not_start_it_twice(home):
-    home.node.fence()
+    home.fence()
     home.node.stop(5)
     home.node.release()
     home.node.start(5)
     home.pid = 4712
     assert home.node.recover(5) == "it is kept as a standby"
     assert (home.fenced, home.started) == (True, 1)
+
+
+def test_a_node_that_crashed_while_it_was_fenced_is_started_again_as_the_primary(home):
+    home.fence()
+    home.pid = None
+    assert home.node.recover(5) == "it was started again as the primary"
+    assert (home.fenced, home.started, home.signals) == (False, 1, [])
+
+
+def test_a_node_that_crashed_while_it_was_fenced_and_came_up_as_a_standby_is_turned_back(home):
+    home.fence()
+    home.pid = 4712
+    home.state(IN_ARCHIVE_RECOVERY)
+    assert home.node.recover(5) == "it was started again as the primary"
+    assert (home.fenced, home.started, home.signals) == (False, 1, [signal.SIGINT])
+
+
+def test_a_node_that_is_down_and_was_not_fenced_by_this_operation_is_left_alone(home):
+    home.node.hold(0)
+    home.pid = None
+    assert home.node.recover(5) == "it was never stopped"
+    assert (home.started, home.signals) == (0, [])
+
+
+def test_a_standby_that_a_supervisor_made_of_the_stopped_primary_is_turned_back(home):
+    home.fence()
+    home.node.stop(5)
+    home.pid = 4712
+    home.state(IN_ARCHIVE_RECOVERY)
+    assert home.node.recover(5) == "it was started again as the primary"
+    assert (home.fenced, home.started, home.signals) == (False, 1, [signal.SIGINT] * 2)
 
 
 # -- a pooler ----------------------------------------------------------------------------------------------------------
@@ -229,7 +407,12 @@ class FakePooler(program.Pooler):
         self.commands = []
         self.refuse = options.pop("refuse", {})
         self.databases = options.pop("databases", ["app"])
-        self.directions = [{"name": "db1", "text": "old\n"}, {"name": "db2", "text": "new\n"}]
+        self.directions = [
+            {"name": "db1", "text": "old\n", "targets": {"app": ["db1.example", 5432]}},
+            {"name": "db2", "text": "new\n", "targets": {"app": ["db2.example", 5433]}},
+        ]
+        self.running = options.pop("running", None)
+        """What SHOW DATABASES answers; as the file says where it is None."""
 
     def accepts_writes(self, direction):
         now = self.answers[0]
@@ -241,6 +424,12 @@ class FakePooler(program.Pooler):
         self.commands.append(statement)
         if statement in self.refuse:
             raise program.Failure(self.refuse[statement])
+        if statement != "SHOW DATABASES":
+            return []
+        with open(self.file, encoding="utf-8") as stream:
+            host, port = (b"db1.example", b"5432") if stream.read() == "old\n" else (b"db2.example", b"5433")
+        console = {"name": b"pgbouncer", "host": None, "port": b"6432"}
+        return [console] + ([{"name": b"app", "host": host, "port": port}] if self.running is None else self.running)
 
 
 @pytest.fixture
@@ -255,7 +444,7 @@ def test_a_pooler_goes_where_the_one_writable_node_is(ini, writable, name, text)
     pooler = FakePooler(ini, writable)
     assert pooler.recover(5) == "it leads to %s" % name
     assert ini.read_text() == text
-    assert pooler.commands == ["RELOAD", 'RESUME "app"']
+    assert pooler.commands == ["RELOAD", "SHOW DATABASES", 'RESUME "app"']
 
 
 def test_a_pooler_waits_until_one_node_is_writable(ini):
@@ -269,6 +458,7 @@ def test_a_pooler_is_never_resumed_while_two_nodes_accept_writes(ini):
     outcome = pooler.recover(0.1)
     assert "stays paused" in outcome and "db1, db2" in outcome
     assert pooler.commands == [] and ini.read_text() == "old\n"
+    assert pooler.unsettled
 
 
 def test_a_pooler_is_resumed_where_it_stands_when_no_node_comes_back(ini):
@@ -277,12 +467,88 @@ def test_a_pooler_is_resumed_where_it_stands_when_no_node_comes_back(ini):
     assert "no node accepts writes" in pooler.recover(0.1)
     assert 0.1 <= time.monotonic() - began < 2
     assert pooler.commands == ['RESUME "app"'] and ini.read_text() == "old\n"
+    assert pooler.unsettled
+
+
+def test_a_pooler_that_found_its_primary_is_settled(ini):
+    pooler = FakePooler(ini, ["db2"])
+    pooler.recover(5)
+    assert not pooler.unsettled
+    pooler.linger()
+    assert pooler.commands.count("RELOAD") == 1
+
+
+@pytest.mark.parametrize("nobody", [[], ["db1", "db2"]])
+def test_a_pooler_without_a_primary_is_led_to_it_later(ini, notes, monkeypatch, nobody):
+    pauses = []
+    monkeypatch.setattr(program, "time", types.SimpleNamespace(monotonic=time.monotonic, sleep=pauses.append))
+    pooler = FakePooler(ini, nobody)
+    pooler.recover(0)
+    pooler.commands.clear()
+    pauses.clear()
+    pooler.answers = [nobody, ["db2"]]
+    pooler.linger()
+    assert ini.read_text() == "new\n" and not pooler.unsettled and len(pauses) == 1
+    assert pooler.commands == ["RELOAD", "SHOW DATABASES", 'RESUME "app"']
+    assert notes == ["pgfleet.ops switchover guardian (pooler): it leads to db2 now"]
+
+
+def test_looking_for_a_primary_ends(ini, monkeypatch):
+    monkeypatch.setattr(program, "LOOKING_SECONDS", 0.1)
+    pooler = FakePooler(ini, [])
+    pooler.unsettled = True
+    began = time.monotonic()
+    pooler.linger()
+    assert 0.1 <= time.monotonic() - began < 5
+    assert pooler.commands == [] and pooler.unsettled
+
+
+@pytest.mark.parametrize(
+    "running",
+    [
+        [],
+        [{"name": b"other", "host": b"db2.example", "port": b"5433"}],
+        [{"name": b"app", "host": b"db1.example", "port": b"5433"}],
+        [{"name": b"app", "host": b"db2.example", "port": b"5432"}],
+        [{"name": b"app", "host": None, "port": None}],
+    ],
+)
+def test_a_pooler_that_does_not_do_what_its_file_says_is_a_failure_and_is_resumed(ini, running):
+    pooler = FakePooler(ini, ["db2"], running=running)
+    with pytest.raises(program.Failure, match="app still leads elsewhere"):
+        pooler.recover(5)
+    assert pooler.commands == ["RELOAD", "SHOW DATABASES", 'RESUME "app"']
+
+
+def test_a_file_that_leads_there_already_is_not_written_again(ini):
+    before = ini.stat().st_ino
+    FakePooler(ini, ["db1"]).recover(5)
+    assert ini.stat().st_ino == before
+
+
+def test_a_file_that_somebody_else_changed_is_left_as_it_is(ini):
+    ini.write_text("edited\n")
+    pooler = FakePooler(ini, ["db2"])
+    with pytest.raises(program.Failure, match="changed by somebody else"):
+        pooler.switch("new\n")
+    with pytest.raises(program.Failure, match=r"changed by somebody else .* left as it is"):
+        pooler.recover(5)
+    assert ini.read_text() == "edited\n"
+    assert pooler.commands == ['RESUME "app"']
+
+
+def test_switching_writes_the_prepared_text(ini):
+    pooler = FakePooler(ini, ["db1"])
+    pooler.switch("new\n")
+    assert ini.read_text() == "new\n"
+    pooler.switch("old\n")
+    assert ini.read_text() == "old\n"
 
 
 def test_what_is_not_paused_is_no_obstacle_and_anything_else_is(ini):
     pooler = FakePooler(ini, ["db2"], databases=["a", 'b"c'], refuse={'RESUME "a"': 'RESUME "a": ERROR: database a is not paused'})
     assert pooler.recover(5) == "it leads to db2"
-    assert pooler.commands == ["RELOAD", 'RESUME "a"', 'RESUME "b""c"']
+    assert pooler.commands == ["RELOAD", "SHOW DATABASES", 'RESUME "a"', 'RESUME "b""c"']
     pooler = FakePooler(ini, ["db2"], refuse={'RESUME "app"': "no such database"})
     with pytest.raises(program.Failure, match="no such database"):
         pooler.recover(5)
@@ -291,27 +557,68 @@ def test_what_is_not_paused_is_no_obstacle_and_anything_else_is(ini):
 def test_everything_is_resumed_when_everything_was_paused(ini):
     pooler = FakePooler(ini, ["db1"], databases=None)
     pooler.recover(5)
-    assert pooler.commands == ["RELOAD", "RESUME"]
+    assert pooler.commands == ["RELOAD", "SHOW DATABASES", "RESUME"]
+
+
+class FakeResult:
+    """Rows, or an error, as psycopg's PGresult has them."""
+
+    def __init__(self, rows=(), error=None):
+        self.rows = [list(row.values()) for row in rows]
+        self.names = list(rows[0]) if rows else []
+        self.status = 7 if error else 2
+        self.error_message = error
+        self.ntuples, self.nfields = len(self.rows), len(self.names)
+
+    def fname(self, column):
+        return self.names[column].encode()
+
+    def get_value(self, row, column):
+        return self.rows[row][column]
 
 
 class FakeSession:
-    """As psycopg's connection, as far as a guardian knows it."""
+    """As psycopg's connection and its pgconn, as far as a guardian knows them.
 
-    def __init__(self, answer):
+    Answers one column ``yes``, or the results given, or what is raised; it is busy until it is readable.
+    """
+
+    status = 0
+
+    def __init__(self, answer=None, results=None):
         self.answer = answer
+        self.results = [FakeResult([{"yes": answer}])] if results is None else list(results)
         self.asked = []
         self.pgconn = self
+        self.busy = True
+        self.readable, self.writable = os.pipe()
+        os.write(self.writable, b"x")
 
-    def exec_(self, statement):
+    def __del__(self):
+        os.close(self.readable)
+        os.close(self.writable)
+
+    @property
+    def socket(self):
+        return self.readable
+
+    def send_query(self, statement):
         if isinstance(self.answer, Exception):
             raise self.answer
         self.asked.append(statement.decode())
-        return self
+        self.left = [*self.results, None]
 
-    status, ntuples, error_message = 2, 1, b""
+    def flush(self):
+        pass
 
-    def get_value(self, _row, _column):
-        return self.answer
+    def is_busy(self):
+        return self.busy
+
+    def consume_input(self):
+        self.busy = False
+
+    def get_result(self):
+        return self.left.pop(0)
 
 
 def connecting(monkeypatch, pooler, *sessions):
@@ -327,6 +634,67 @@ def connecting(monkeypatch, pooler, *sessions):
 
     monkeypatch.setattr(pooler, "_connect", connect)
     return keywords
+
+
+def test_an_answer_is_a_list_of_rows_by_name():
+    rows = [{"name": b"app", "host": None}, {"name": b"x", "host": b"db1"}]
+    session = FakeSession(results=[FakeResult(), FakeResult(rows)])
+    assert program.Pooler._ask(session, "SHOW DATABASES") == rows
+    assert session.asked == ["SHOW DATABASES"]
+    assert program.Pooler._ask(FakeSession(results=[FakeResult()]), "RELOAD") == []
+
+
+def test_a_statement_that_is_refused_is_a_failure():
+    with pytest.raises(program.Failure, match="RESUME: ERROR: no"):
+        program.Pooler._ask(FakeSession(results=[FakeResult(error=b"ERROR: no\n")]), "RESUME")
+
+
+def test_a_question_without_an_answer_ends_in_time(monkeypatch):
+    monkeypatch.setattr(program, "ANSWER_SECONDS", 0.1)
+    session = FakeSession(b"t")
+    os.read(session.readable, 1)
+    began = time.monotonic()
+    with pytest.raises(program.Gone, match="no answer within"):
+        program.Pooler._ask(session, "SELECT 1")
+    assert 0.1 <= time.monotonic() - began < 1.5
+
+
+def test_a_connection_that_ends_is_gone():
+    with pytest.raises(program.Gone, match="broken pipe"):
+        program.Pooler._ask(FakeSession(OSError("broken pipe")), "SELECT 1")
+    with pytest.raises(program.Gone, match="closed"):
+        program.Pooler._ask(FakeSession(results=[]), "SELECT 1")
+    # libpq answers with a result of its own that says why.
+    session = FakeSession(results=[FakeResult(error=b"server closed the connection unexpectedly")])
+    session.status = 1
+    with pytest.raises(program.Gone, match="closed"):
+        program.Pooler._ask(session, "SELECT 1")
+
+
+def test_preparing_opens_all_connections_that_there_are(monkeypatch, ini):
+    pooler = program.Pooler(str(ini))
+    sessions = [FakeSession(), FakeSession()]
+    keywords = connecting(monkeypatch, pooler, *sessions)
+    nodes = [{"name": "db1", "node": {"host": "db1"}}, {"name": "db2", "node": None}]
+    pooler.prepare({"host": "p1"}, nodes, ["app"])
+    assert keywords == [{"host": "p1"}, {"host": "db1"}]
+    assert [direction["session"] for direction in pooler.directions] == [sessions[1], None]
+    assert (pooler._console, pooler.databases) == (sessions[0], ["app"])
+
+
+def test_a_node_that_cannot_be_asked_does_not_count_as_writable(ini):
+    assert program.Pooler(str(ini)).accepts_writes({"session": None, "node": None, "system_identifier": "7"}) is False
+
+
+def test_a_node_that_hangs_is_not_asked_twice(monkeypatch, ini):
+    monkeypatch.setattr(program, "ANSWER_SECONDS", 0.1)
+    pooler = program.Pooler(str(ini))
+    keywords = connecting(monkeypatch, pooler, FakeSession(b"t"))
+    session = FakeSession(b"t")
+    os.read(session.readable, 1)
+    direction = {"session": session, "node": {}, "system_identifier": "7"}
+    assert pooler.accepts_writes(direction) is False
+    assert keywords == [] and direction["session"] is None
 
 
 @pytest.mark.parametrize(("answer", "expected"), [(b"t", True), (b"f", False), (None, False)])
@@ -357,14 +725,23 @@ def test_a_console_that_is_gone_is_opened_again_once(monkeypatch, ini):
     pooler = program.Pooler(str(ini))
     pooler.console_keywords = {"host": "p1"}
     pooler._console = FakeSession(OSError("gone"))
-    fresh = FakeSession(None)
-    connecting(monkeypatch, pooler, fresh)
-    pooler.command("RELOAD")
-    assert fresh.asked == ["RELOAD"]
+    fresh = FakeSession(b"1")
+    keywords = connecting(monkeypatch, pooler, fresh)
+    assert pooler.command("RELOAD") == [{"yes": b"1"}]
+    assert fresh.asked == ["RELOAD"] and keywords == [{"host": "p1"}]
     pooler._console = FakeSession(OSError("gone"))
     connecting(monkeypatch, pooler, FakeSession(OSError("gone again")))
     with pytest.raises(program.Failure, match="the console does not answer: gone again"):
         pooler.command("RELOAD")
+
+
+def test_what_the_console_refuses_is_not_asked_again(monkeypatch, ini):
+    pooler = program.Pooler(str(ini))
+    pooler._console = session = FakeSession(results=[FakeResult(error=b"ERROR: no")])
+    keywords = connecting(monkeypatch, pooler)
+    with pytest.raises(program.Failure, match="RELOAD: ERROR: no"):
+        pooler.command("RELOAD")
+    assert session.asked == ["RELOAD"] and pooler._console is session and keywords == []
 
 
 def test_writing_keeps_owner_and_mode_and_the_text_to_the_byte(ini):
@@ -400,6 +777,7 @@ def test_what_a_pooler_looks_like(ini, tmp_path):
 def test_requests_reach_the_part_with_their_arguments(home):
     guardian = program.Guardian(home.node, 5)
     assert guardian.handle({"do": "look"})["pid"] == 4711
+    guardian.handle({"do": "hold", "patience": 0})
     guardian.handle({"do": "fence"})
     assert guardian.handle({"do": "stop", "timeout": 5}) == {"checkpoint": CHECKPOINT + 0x100}
 
@@ -416,6 +794,7 @@ def test_arming_sets_the_clock_and_disarming_takes_it_away(home):
 def test_after_a_recovery_only_looking_and_disarming_is_left(home, notes):
     guardian = program.Guardian(home.node, 5)
     guardian.handle({"do": "arm", "limit": 30})
+    guardian.handle({"do": "hold", "patience": 0})
     guardian.handle({"do": "fence"})
     assert guardian.handle({"do": "recover"}) == "asked to: it was never stopped"
     assert guardian.armed_until is None
@@ -433,10 +812,32 @@ def test_after_a_recovery_only_looking_and_disarming_is_left(home, notes):
 def test_a_recovery_that_fails_is_told_and_written_down(home, notes):
     home.node.start_command = [sys.executable, "-c", "raise SystemExit('disk full')"]
     guardian = program.Guardian(home.node, 5)
+    guardian.handle({"do": "hold", "patience": 0})
     guardian.handle({"do": "fence"})
     guardian.handle({"do": "stop", "timeout": 5})
     assert "recovery failed" in guardian.recover("the time limit has passed") and "disk full" in guardian.recovered
     assert notes == ["pgfleet.ops switchover guardian (node): %s" % guardian.recovered]
+
+
+@pytest.mark.parametrize("unsettled", [True, False])
+def test_a_pooler_without_a_primary_goes_on_looking_after_the_end_of_the_pipe(monkeypatch, unsettled):
+    done = []
+
+    class Part:
+        def recover(self, _patience):
+            done.append("recover")
+            self.unsettled = unsettled
+            return "done"
+
+        def linger(self):
+            done.append("linger")
+
+    guardian = program.Guardian(Part(), 5)
+    guardian.handle({"do": "arm", "limit": 30})
+    monkeypatch.setattr(program, "select", types.SimpleNamespace(select=lambda *_: ([0], [], [])))
+    monkeypatch.setattr(program, "os", types.SimpleNamespace(read=lambda *_: b""))
+    guardian.serve()
+    assert done == (["recover", "linger"] if unsettled else ["recover"])
 
 
 # -- as a process of its own, through the controller's end of the pipe -------------------------------------------------
@@ -501,6 +902,7 @@ def site(tmp_path):
 def test_the_end_of_the_pipe_brings_the_primary_back(site):
     assert site.call("look")["pid"] == site.server.pid
     site.call("arm", limit=60)
+    site.call("hold", patience=0)
     site.call("fence")
     assert site.call("stop", timeout=5) == {"checkpoint": 77}
     site.guardian.close()
@@ -508,7 +910,32 @@ def test_the_end_of_the_pipe_brings_the_primary_back(site):
     assert not (site.path / "standby.signal").exists()
 
 
+def test_a_node_is_held_until_the_guardian_has_ended(site):
+    site.call("hold", patience=0)
+    other = program.Node(str(site.path), [])
+    with pytest.raises(program.Failure, match="another operation"):
+        other.hold(0)
+    site.guardian.close()
+    site.guardian._process.wait(15)
+    other.hold(0)
+    os.close(other._lock)
+
+
+def test_what_a_login_shell_prints_is_not_taken_for_an_answer(tmp_path):
+    (tmp_path / "global").mkdir()
+    (tmp_path / "global" / "pg_control").write_bytes(control_block(program.IN_PRODUCTION))
+    options = {"part": "node", "data_directory": str(tmp_path), "start_command": [sys.executable]}
+    guardian = controller.Guardian("db1", ["sh", "-c", 'echo Welcome; echo; exec "$@"', "sh"], options, patience=1)
+    try:
+        assert guardian.call("look", Deadline(15))["system_identifier"] == str(IDENTIFIER)
+        assert guardian.waiting == 0
+    finally:
+        guardian.close()
+        guardian._process.wait(15)
+
+
 def test_the_limit_brings_the_primary_back_and_later_requests_are_refused(site):
+    site.call("hold", patience=0)
     site.call("fence")
     site.call("stop", timeout=5)
     site.call("arm", limit=0.1)
@@ -520,6 +947,7 @@ def test_the_limit_brings_the_primary_back_and_later_requests_are_refused(site):
 
 def test_after_the_release_the_end_of_the_pipe_keeps_it_a_standby(site):
     site.call("arm", limit=60)
+    site.call("hold", patience=0)
     site.call("fence")
     site.call("stop", timeout=5)
     site.call("release")
@@ -530,6 +958,7 @@ def test_after_the_release_the_end_of_the_pipe_keeps_it_a_standby(site):
 
 def test_a_guardian_that_is_not_armed_touches_nothing_when_the_pipe_ends(site):
     site.call("arm", limit=60)
+    site.call("hold", patience=0)
     site.call("fence")
     site.call("disarm")
     site.guardian.close()

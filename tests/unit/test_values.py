@@ -54,17 +54,25 @@ Row = collections.namedtuple("Row", "a b")
 UTC = datetime.timezone.utc
 
 
+def is_encodable(text):
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def is_plain(value):
     """Only what JSON has, exactly these classes, and text that every encoder takes."""
     if isinstance(value, dict):
-        return type(value) is dict and all(is_plain(key) and type(key) is str and is_plain(item) for key, item in value.items())
+        return value.__class__ is dict and all(key.__class__ is str and is_plain(key) and is_plain(item) for key, item in value.items())
     if isinstance(value, list):
-        return type(value) is list and all(map(is_plain, value))
+        return value.__class__ is list and all(map(is_plain, value))
     if isinstance(value, float):
-        return type(value) is float and math.isfinite(value)
+        return value.__class__ is float and math.isfinite(value)
     if isinstance(value, str):
-        return type(value) is str and bool(value.encode() or True)
-    return value is None or type(value) in (bool, int)
+        return value.__class__ is str and is_encodable(value)
+    return value is None or value.__class__ in (bool, int)
 
 
 @pytest.mark.parametrize(
