@@ -64,7 +64,7 @@ demo-down: $(VENV)/.controller ## remove the demo completely
 
 test: lint sanity unit integration end-to-end ## everything that CI runs
 
-test-packages: $(VENV)/.tests
+test-packages:
 	@$(SUDO) tools/install_test_packages.sh
 
 lint: $(VENV)/.tests build
@@ -72,9 +72,10 @@ lint: $(VENV)/.tests build
 	$(BIN)/ruff format --check plugins
 	tools/in_collection_tree.sh $(BUILD)/tree '$(CURDIR)/$(BIN)/ansible-lint --offline --profile production --strict'
 
-sanity: $(VENV)/.tests
+sanity: $(VENV)/.tests test-packages
 	$(BIN)/python tools/pip_for_ansible_test.py
-	tools/in_collection_tree.sh $(BUILD)/tree '$(CURDIR)/$(BIN)/ansible-test sanity --venv --python 3.11 --color no'
+	version=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+	tools/in_collection_tree.sh $(BUILD)/tree "$(CURDIR)/$(BIN)/ansible-test sanity --venv --python $$version --color no"
 
 matrix: $(VENV)/.tests ## unit tests with newer ansible-core: make matrix MATRIX="2.20:python3.12 2.21:python3.13"
 	$(BIN)/python tools/link_checkout.py

@@ -8,7 +8,7 @@ version=$(case "$(. /etc/os-release && echo "$VERSION_ID")" in 12) echo 15 ;; 13
 packages=(
   "postgresql-$version" "postgresql-$version-powa" "postgresql-$version-pg-qualstats" "postgresql-$version-pg-stat-kcache"
   "postgresql-$version-pg-wait-sampling" "postgresql-$version-hypopg" "postgresql-$version-pg-track-settings"
-  pgbouncer powa-collector python3-psycopg python3-psycopg2 python3-venv
+  pgbouncer powa-collector python3-psycopg python3-psycopg2 python3-venv shellcheck
 )
 if dpkg-query -W -f '${Status}\n' "${packages[@]}" 2>/dev/null | grep -c '^install ok installed$' | grep -qx "${#packages[@]}"; then
   exit 0

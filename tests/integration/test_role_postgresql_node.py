@@ -217,15 +217,34 @@ def test_two_primaries_stop_the_play(site):
     assert not result["failed"], result
 
 
-def test_data_without_a_primary_stops_the_play(site):
+def stop_primary_and_a_standby(site):
+    """Returns the names of both."""
     primary = site.primary()
     standby = next(node for node in NODES if node != primary)
     for node in (primary, standby):
         assert not call_module("pg_instance", {**site.options(node), "state": "stopped"})["failed"]
+    return primary, standby
+
+
+def test_two_nodes_that_may_have_been_the_primary_stop_the_play(site):
+    """Both are down and neither is fenced: which one was it?"""
+    primary, standby = stop_primary_and_a_standby(site)
+    signal_file = pathlib.Path(site.options(standby)["data_directory"]) / "standby.signal"
+    kept = signal_file.with_name("standby.signal.kept")
+    signal_file.rename(kept)
     output, recap = site.play(fails=True)
+    kept.rename(signal_file)
     assert "No primary answers" in output and all(recap[node]["changed"] == 0 for node in NODES), output
     with pytest.raises(psycopg.OperationalError):
         site.sql(standby, "SELECT 1")
     for node in (primary, standby):
         assert not call_module("pg_instance", {**site.options(node), "state": "started"})["failed"]
+    wait_until(lambda: len(site.streaming(primary)) == 2, 30)
+
+
+def test_a_primary_that_is_only_down_is_started(site):
+    """All other members are standbys or would start as one, so no other can be the primary."""
+    primary, _standby = stop_primary_and_a_standby(site)
+    site.play()
+    assert site.primary() == primary
     wait_until(lambda: len(site.streaming(primary)) == 2, 30)

@@ -66,7 +66,9 @@ def refusals(
             # It could be a second primary; no answer is no proof that it is none.
             found.append("node %s (%s:%d) does not answer: %s" % (node.name, node.host, node.port, node.problem))
         try:
-            parse_conninfo((node.state or {}).get("primary_conninfo") or "")
+            if "password" in parse_conninfo((node.state or {}).get("primary_conninfo") or ""):
+                # ALTER SYSTEM would print it to the logs of two servers.
+                found.append("the primary_conninfo of node %s holds a password: put it into a passfile and name that instead" % node.name)
         except ValueError as error:
             # Found out later, it would leave a node behind that nobody has led to the new primary.
             found.append("the primary_conninfo of node %s cannot be led to another primary, only its form keyword=value can, no URI: %s" % (node.name, error))
@@ -81,6 +83,10 @@ def refusals(
     if not cluster.primaries:
         found.append("no node that answers is a primary: a switchover moves a primary that is well, a lost one needs a failover")
     primary = cluster.primary
+    for node in cluster.nodes:
+        state = node.state or {}
+        if node is not candidate and state.get("recovery_target_timeline", "latest") != "latest":
+            found.append("node %s could not follow to a new timeline: set its recovery_target_timeline to latest" % node.name)
     if candidate.reachable and len(identifiers) == 1 and candidate.role == "standby":
         judged = cluster.judge(candidate, lag_limit_bytes)
         found.extend("the candidate %s cannot be promoted: %s" % (candidate.name, reason) for reason in judged.refusals)

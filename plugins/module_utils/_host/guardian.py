@@ -99,6 +99,9 @@ class Guardian:
                 raise self._gone()
             self._pending += chunk
         line, self._pending = self._pending.split(b"\n", 1)
+        if not line.startswith(b'{"ok"'):
+            # What a login shell prints before the program begins.
+            return self.finish(deadline)
         self.waiting -= 1
         answer = json.loads(line)
         if not answer["ok"]:

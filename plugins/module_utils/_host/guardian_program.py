@@ -15,17 +15,21 @@ the request ``recover``: the way back is this one piece of code, whether the con
 
 * A node that was not released goes back to being the primary: standby.signal removed, server started. A node that was
   released stays fenced: it is started as a standby. The controller promotes the candidate only after the release was
-  acknowledged, so there is no moment at which both could accept writes.
+  acknowledged, so there is no moment at which both could accept writes. A lock on the data directory, held until this
+  process ends, keeps a second operation from the same node.
 * A pooler goes where exactly one node accepts writes, by asking the nodes, and is resumed. Node and pooler need not
-  agree on anything: the pooler waits until the node that comes back answers.
+  agree on anything: the pooler waits until the node that comes back answers. Where none does in time, it is resumed all
+  the same, and led to the one that accepts writes as soon as there is one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
+import shutil
 import signal
 import struct
 import subprocess
@@ -37,8 +41,18 @@ SHUT_DOWN = 1
 IN_PRODUCTION = 6
 
 
+# How long one question to a node or console may take, in seconds: a host that is gone must not hold up the others.
+ANSWER_SECONDS = 2
+# How long a pooler that could not be led to a primary goes on looking for one, in seconds.
+LOOKING_SECONDS = 600
+
+
 class Failure(Exception):
     """A request that could not be done; the text goes to the controller."""
+
+
+class Gone(Exception):
+    """A connection that is of no use any more."""
 
 
 def note(text):
@@ -80,6 +94,8 @@ class Node:
         self.fenced = False
         self.stopping = False
         self.released = False
+        self.stopped_pid = None
+        self._lock = None
 
     def postmaster(self):
         """Process id of the running server, or None."""
@@ -112,6 +128,7 @@ class Node:
             raise Failure("cannot read %s: %s" % (self.data, error.strerror)) from error
         if not os.access(self.data, os.W_OK):
             raise Failure("user %d may not write to %s" % (os.geteuid(), self.data))
+        self._can_be_started()
         return {
             "pid": self.postmaster(),
             "system_identifier": identifier,
@@ -120,8 +137,48 @@ class Node:
             "standby_signal": os.path.exists(self.signal_file),
         }
 
+    def _can_be_started(self):
+        """A server that is stopped must be startable, by this user and by this command."""
+        program = self.start_command[0]
+        name = os.path.basename(program)
+        if shutil.which(program) is None:
+            raise Failure("the server could be stopped and not started again: there is no program %s on its host" % program)
+        owner = os.stat(self.data).st_uid
+        if name == "pg_ctl" and os.geteuid() != owner:
+            raise Failure("pg_ctl must run as the owner of %s (user %d), this is user %d" % (self.data, owner, os.geteuid()))
+        if name == "systemctl":
+            if os.geteuid() != 0:
+                raise Failure("systemctl must run as root to start the server again, this is user %d" % os.geteuid())
+            unit = self.start_command[-1]
+            shown = subprocess.run([program, "show", "--property=LoadState", "--value", unit], stdout=subprocess.PIPE, timeout=10, check=False)
+            if shown.stdout.strip() != b"loaded":
+                raise Failure("systemd knows no unit %s" % unit)
+
+    def hold(self, patience):
+        """Keep every other operation from this node until this process ends.
+
+        What was found out before may not be true any more: whoever had the lock may have moved the primary.
+        """
+        if self._lock is None:
+            descriptor = os.open(self.data, os.O_RDONLY)
+            end = time.monotonic() + patience
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError as error:
+                    if time.monotonic() > end:
+                        os.close(descriptor)
+                        raise Failure("another operation is at work on %s, or puts back what it has left" % self.data) from error
+                    time.sleep(0.1)
+            self._lock = descriptor
+
     def fence(self):
         """Whatever starts this server from now on, a reboot included, starts a standby."""
+        if self._lock is None:
+            raise Failure("it is not held by this operation")
+        if not self.released and self.control()[1] != IN_PRODUCTION:
+            raise Failure("pg_control of %s does not say that it is in production" % self.data)
         owner = os.stat(self.data)
         descriptor = os.open(self.signal_file, os.O_WRONLY | os.O_CREAT, 0o600)
         if os.geteuid() == 0:
@@ -137,7 +194,8 @@ class Node:
         os.close(descriptor)
 
     def unfence(self):
-        if os.path.exists(self.signal_file):
+        """Take back this operation's own fence, nobody else's."""
+        if self.fenced and os.path.exists(self.signal_file):
             os.unlink(self.signal_file)
             self._sync_directory()
         self.fenced = False
@@ -153,6 +211,7 @@ class Node:
         if self.control()[1] != IN_PRODUCTION:
             raise Failure("pg_control of %s does not say that it is in production" % self.data)
         self.stopping = True
+        self.stopped_pid = pid
         os.kill(pid, signal.SIGINT)
         end = time.monotonic() + timeout
         while True:
@@ -165,21 +224,29 @@ class Node:
 
     def release(self):
         """From here on this node never goes back to being the primary on its own."""
-        if not self.fenced:
+        if not self.fenced or not os.path.exists(self.signal_file):
             raise Failure("it is not fenced")
         self.released = True
 
-    def wait_for_exit(self, timeout):
+    def wait_for_exit(self, pid, timeout):
         end = time.monotonic() + timeout
-        while self.postmaster() is not None:
+        while pid is not None and self.postmaster() == pid:
             if time.monotonic() > end:
                 return False
             time.sleep(0.002)
         return True
 
     def start(self, timeout):
-        if not self.wait_for_exit(timeout):
+        if not self.wait_for_exit(self.stopped_pid, timeout):
             raise Failure("the old server process in %s has not ended within %g s" % (self.data, timeout))
+        if self.released and not os.path.exists(self.signal_file):
+            self.fence()
+        if not self.stopping and not os.path.exists(self.signal_file):
+            raise Failure("%s holds no standby.signal: it would start as a primary" % self.data)
+        if self.postmaster() is not None:
+            # A supervisor was faster.
+            self.stopping = False
+            return
         done = subprocess.run(
             self.start_command,
             stdin=subprocess.DEVNULL,
@@ -199,17 +266,25 @@ class Node:
             if self.postmaster() is None or self.stopping:
                 self.start(patience)
             return "it is kept as a standby"
-        if self.stopping:
-            # A shutdown cannot be taken back. What is not down by itself in time is ended at once: crash recovery loses no commit.
-            if not self.wait_for_exit(patience / 3):
-                pid = self.postmaster()
-                if pid is not None:
-                    os.kill(pid, signal.SIGQUIT)
-            self.unfence()
-            self.start(patience)
-            return "it was started again as the primary"
+        was_fenced = self.fenced
         self.unfence()
-        return "it was never stopped"
+        pid = self.postmaster()
+        if not self.stopping:
+            if not was_fenced or (pid is not None and self.control()[1] == IN_PRODUCTION):
+                return "it was never stopped"
+            # It crashed while it was fenced, and came up as a standby if it came up at all.
+            self.stopping, self.stopped_pid = True, pid
+            if pid is not None:
+                os.kill(pid, signal.SIGINT)
+        elif pid is not None and pid != self.stopped_pid:
+            # A supervisor has started it meanwhile, as a standby.
+            os.kill(pid, signal.SIGINT)
+            self.stopped_pid = pid
+        # A shutdown cannot be taken back. What is not down by itself in time is ended at once: crash recovery loses no commit.
+        if not self.wait_for_exit(self.stopped_pid, patience / 3):
+            os.kill(self.stopped_pid, signal.SIGQUIT)
+        self.start(patience)
+        return "it was started again as the primary"
 
 
 class Pooler:
@@ -221,6 +296,7 @@ class Pooler:
         self.console_keywords = {}
         self.reconnect = None
         self.databases = []
+        self.unsettled = False
 
     def look(self):
         try:
@@ -233,7 +309,8 @@ class Pooler:
         return {"text": text}
 
     def prepare(self, console, directions, databases):
-        """``directions``: for each node that may be the primary, how to reach it and the file's text that leads there.
+        """``directions``: for each node that may be the primary, how to reach it, the file's text that leads there, and the
+        host and port of each entry then.
 
         ``databases``: what is paused, null for everything. All connections are opened here, none is left for later.
         """
@@ -242,39 +319,74 @@ class Pooler:
         self.databases = databases
         self._console = self._connect(console)
         for direction in self.directions:
-            direction["session"] = self._connect(direction["node"])
+            direction["session"] = self._connect(direction["node"]) if direction["node"] else None
 
     def switch(self, text):
+        """Put the prepared text on disk, unless somebody has changed the file since it was looked at."""
+        if self.look()["text"] not in self._known_texts():
+            raise Failure("%s was changed by somebody else in the meantime" % self.file)
         write_file(self.file, text)
+
+    def _known_texts(self):
+        return [direction["text"] for direction in self.directions]
 
     def _connect(self, keywords):
         import psycopg
 
-        return psycopg.connect(**keywords, autocommit=True, prepare_threshold=None, connect_timeout=2)
+        return psycopg.connect(**{**keywords, "autocommit": True, "prepare_threshold": None, "connect_timeout": ANSWER_SECONDS})
 
     @staticmethod
     def _ask(session, statement):
-        result = session.pgconn.exec_(statement.encode())
-        if result.status not in (1, 2):
-            raise Failure("%s: %s" % (statement, (result.error_message or b"").decode("utf-8", "replace").strip()))
-        return result.get_value(0, 0) if result.status == 2 and result.ntuples else None
+        """Rows of one statement by the simple protocol. Raises Failure where it is refused, Gone where nothing answers in time."""
+        pgconn = session.pgconn
+        end = time.monotonic() + ANSWER_SECONDS
+        try:
+            pgconn.send_query(statement.encode())
+            pgconn.flush()
+            results = []
+            while True:
+                while pgconn.is_busy():
+                    ready, _w, _x = select.select([pgconn.socket], [], [], max(0.0, end - time.monotonic()))
+                    if not ready:
+                        raise Gone("no answer within %d s" % ANSWER_SECONDS)
+                    pgconn.consume_input()
+                result = pgconn.get_result()
+                if result is None:
+                    break
+                results.append(result)
+        except Gone:
+            raise
+        except Exception as error:  # whatever the driver raises, the connection is of no more use
+            raise Gone(str(error)) from error
+        if pgconn.status != 0 or not results:
+            # A closed connection answers with a result of its own.
+            raise Gone("the connection was closed")
+        for result in results:
+            if result.status not in (1, 2):
+                raise Failure("%s: %s" % (statement, (result.error_message or b"").decode("utf-8", "replace").strip()))
+        last = results[-1]
+        names = [(last.fname(n) or b"").decode() for n in range(last.nfields)]
+        return [{name: last.get_value(row, n) for n, name in enumerate(names)} for row in range(last.ntuples)]
 
     def accepts_writes(self, direction):
         """Asks the node itself, on a new connection where the old one is gone. No answer counts as no."""
         question = (
             "SELECT NOT pg_is_in_recovery() AND current_setting('transaction_read_only') = 'off'"
-            " AND system_identifier::text = '%d' FROM pg_control_system()" % int(direction["system_identifier"])
+            " AND system_identifier::text = '%d' AS yes FROM pg_control_system()" % int(direction["system_identifier"])
         )
         for _attempt in (1, 2):
             try:
                 if direction["session"] is None:
                     direction["session"] = self._connect(direction["node"])
-                return self._ask(direction["session"], question) == b"t"
-            except Exception:  # whatever the driver raises: there is no answer
+                return self._ask(direction["session"], question)[0]["yes"] == b"t"
+            except Exception as error:  # whatever the driver raises: there is no answer
                 direction["session"] = None
+                if isinstance(error, Gone) and "no answer" in str(error):
+                    return False
         return False
 
     def command(self, statement):
+        """One statement for the console, on a new connection where the pooler was restarted."""
         for attempt in (1, 2):
             try:
                 if self._console is None:
@@ -296,24 +408,54 @@ class Pooler:
                 if "not paused" not in str(error):
                     raise
 
+    def lead_to(self, direction):
+        """File and run time to one node. Raises Failure where the pooler does not do what its file says."""
+        text = self.look()["text"]
+        if text not in self._known_texts():
+            raise Failure("%s was changed by somebody else in the meantime and was left as it is" % self.file)
+        if text != direction["text"]:
+            write_file(self.file, direction["text"])
+        self.command("RELOAD")
+        running = {row["name"].decode(): row for row in self.command("SHOW DATABASES")}
+        for name, (host, port) in direction["targets"].items():
+            row = running.get(name)
+            if row is None or (row["host"] or b"").decode() != host or int(row["port"] or 0) != port:
+                raise Failure("it was reloaded and %s still leads elsewhere than %s says" % (name, self.file))
+
     def recover(self, patience):
         end = time.monotonic() + patience
         while True:
             writable = [direction for direction in self.directions if self.accepts_writes(direction)]
             if len(writable) == 1:
-                if self.look()["text"] != writable[0]["text"]:
-                    write_file(self.file, writable[0]["text"])
-                self.command("RELOAD")
-                self.resume()
+                try:
+                    self.lead_to(writable[0])
+                finally:
+                    self.resume()
                 return "it leads to %s" % writable[0]["name"]
             if time.monotonic() > end:
                 break
             time.sleep(0.02)
+        self.unsettled = True
         if len(writable) > 1:
             return "it stays paused: more than one node accepts writes (%s)" % ", ".join(d["name"] for d in writable)
         # No node accepts writes, so none can be written to by mistake; clients get errors instead of waiting for ever.
         self.resume()
-        return "no node accepts writes; it was resumed as it stands on disk"
+        return "no node accepts writes; it was resumed as it stands on disk and is led to the first that does"
+
+    def linger(self):
+        """After a recovery that found no primary: lead the pooler to the one node that accepts writes, once there is one."""
+        end = time.monotonic() + LOOKING_SECONDS
+        while self.unsettled and time.monotonic() < end:
+            writable = [direction for direction in self.directions if self.accepts_writes(direction)]
+            if len(writable) == 1:
+                try:
+                    self.lead_to(writable[0])
+                finally:
+                    self.resume()
+                self.unsettled = False
+                note("pgfleet.ops switchover guardian (pooler): it leads to %s now" % writable[0]["name"])
+            else:
+                time.sleep(0.5)
 
 
 class Guardian:
@@ -361,6 +503,8 @@ class Guardian:
             if not chunk:
                 if self.armed_until is not None:
                     self.recover("the controlling process is gone")
+                if getattr(self.part, "unsettled", False):
+                    self.part.linger()
                 return
             pending += chunk
             while b"\n" in pending:

@@ -117,12 +117,13 @@ class Switchover(Operation):
         problems: list[str] = []
         transactions: list[Transaction] = []
         if cluster.primary and cluster.primary is not candidate:
-            transactions = self._transactions(cluster.primary)
+            transactions = self._transactions(cluster.primary, problems)
             self._look_at_node(cluster.primary, problems)
-        if candidate.role == "primary":
+            if candidate.role == "standby":
+                self._look_at_node(candidate, problems)
+        fenced_down = []
+        if candidate.reachable and (candidate.role == "primary" or not cluster.primaries):
             fenced_down = [node.name for node in cluster.nodes if not node.reachable and self._is_fenced_down(node, candidate)]
-        else:
-            fenced_down = []
         deadline = Deadline(10)
         poolers = [Pooler(entry["name"], entry, self._pooler_target(entry)) for entry in params["poolers"]]
         for pooler, answer in zip(poolers, ask_all(poolers, lambda p: self._look_at_pooler(p, cluster, candidate, deadline), deadline)):
@@ -140,7 +141,7 @@ class Switchover(Operation):
             dbname="pgbouncer",
         )
 
-    def _transactions(self, primary: Node) -> list[Transaction]:
+    def _transactions(self, primary: Node, problems: list[str]) -> list[Transaction]:
         """Open transactions of clients. Raises Refused where this login may not do what is needed."""
         session = self.run.session(primary, read_only=True)
         if not session.value("SELECT rolsuper FROM pg_roles WHERE rolname = current_user"):
@@ -149,6 +150,17 @@ class Switchover(Operation):
                 'the login "%s" is no superuser on %s, nothing was changed' % (session.target.user, primary.name),
                 expected="a superuser: a switchover needs CHECKPOINT, ALTER SYSTEM and pg_promote",
                 action="Set the option login_user",
+            )
+        # In force, or in a file and waiting for a start: the start as a standby would be that start.
+        targets = session.rows(
+            "SELECT DISTINCT name FROM (SELECT name, setting FROM pg_settings UNION ALL SELECT name, setting FROM pg_file_settings) AS s"
+            " WHERE setting <> '' AND name IN ('recovery_target', 'recovery_target_lsn', 'recovery_target_name', 'recovery_target_time',"
+            " 'recovery_target_xid', 'promote_trigger_file') ORDER BY name"
+        )
+        if targets:
+            problems.append(
+                "the primary %s has settings of a point-in-time recovery, with which it would promote itself as a standby: reset %s"
+                % (primary.name, ", ".join(row["name"] for row in targets))
             )
         rows = session.rows(
             "SELECT pid, extract(epoch FROM clock_timestamp() - xact_start)::float8 AS seconds, application_name, usename::text AS user,"
@@ -172,31 +184,33 @@ class Switchover(Operation):
             instance.refuse_root()
         return self.run.guardian(node.name, entry["shell"], {"part": "node", "data_directory": data_directory, "start_command": instance.start_command()})
 
-    def _look_at_node(self, primary: Node, problems: list[str]) -> None:
-        """Can the old primary be stopped and started from here? Is it the one that answered the queries?"""
-        entry = self.run.entry(primary)
-        state = t.cast(t.Mapping[str, t.Any], primary.state)
+    def _look_at_node(self, node: Node, problems: list[str]) -> None:
+        """Can the node be held, and stopped and started, from here? Is it the one that answered the queries?"""
+        entry = self.run.entry(node)
+        state = t.cast(t.Mapping[str, t.Any], node.state)
         data_directory = entry["data_directory"] or state["data_directory"]
         config_file = entry["config_file"] or state["config_file"]
         try:
-            seen = self._guardian_of_node(primary, data_directory, config_file).call("look", Deadline(10))
+            seen = self._guardian_of_node(node, data_directory, config_file).call("look", Deadline(10))
         except OperationError as error:
-            problems.append("the host of the primary %s: %s" % (primary.name, error))
+            problems.append("the host of %s: %s" % (node.name, error))
             return
-        if seen["system_identifier"] != primary.system_identifier:
+        if seen["system_identifier"] != node.system_identifier:
             problems.append(
                 "%s on the host of %s belongs to another cluster: its system identifier is %s, the server answers %s"
-                % (data_directory, primary.name, seen["system_identifier"], primary.system_identifier)
+                % (data_directory, node.name, seen["system_identifier"], node.system_identifier)
             )
+        if seen["standby_signal"] and node.role == "primary":
+            self.run.warn("%s is the primary and its data directory holds a standby.signal, which an interrupted switchover has left" % node.name)
         if seen["pid"] is None:
             problems.append(
                 "no server runs in %s, but %s:%d answers: the option data_directory or shell names another host or directory"
-                % (data_directory, primary.host, primary.port)
+                % (data_directory, node.host, node.port)
             )
 
     def _is_fenced_down(self, node: Node, primary: Node) -> bool:
         entry = self.run.entry(node)
-        if not entry["data_directory"]:
+        if not entry["data_directory"] or entry["upstream"]:
             return False
         seen = self._guardian_of_node(node, entry["data_directory"], entry["config_file"]).call("look", Deadline(10))
         return seen["pid"] is None and seen["standby_signal"] and seen["system_identifier"] == primary.system_identifier
@@ -232,13 +246,15 @@ class Switchover(Operation):
     def _retarget(self, pooler: Pooler, cluster: Cluster, candidate: Node) -> None:
         """The pooler's file as it will be: read-write entries go to the candidate, read-only ones leave it."""
         primary = cluster.primary
-        if primary is None or primary is candidate:
+        if primary is candidate or not candidate.reachable:
             return
+        # Without a primary an interrupted switchover is finished: then all that leads elsewhere is led to the candidate.
+        sources = [primary] if primary else [node for node in cluster.nodes if node is not candidate]
         entries = Ini.parse(pooler.text, section=DATABASES).databases()
-        target = read_only_target(cluster, candidate) or primary
+        target = read_only_target(cluster, candidate) or candidate
         text, changes = pooler.text, []
         for source, destination, names in (
-            (primary, candidate, [name for name in entries if not self._is_read_only(name)]),
+            *((source, candidate, [name for name in entries if not self._is_read_only(name)]) for source in sources),
             (candidate, target, [name for name in entries if self._is_read_only(name)]),
         ):
             mapping = {
@@ -254,7 +270,7 @@ class Switchover(Operation):
 
     def plan(self, seen: Seen) -> Plan:
         candidate, cluster = seen.candidate, seen.cluster
-        if candidate.role == "primary":
+        if candidate.role == "primary" or self._was_left_without_primary(seen):
             return self._plan_to_finish(seen)
         found = refusals(
             cluster,
@@ -324,15 +340,26 @@ class Switchover(Operation):
             raise Refused("these nodes belong to another cluster than %s: %s" % (candidate.name, ", ".join(strangers)), cluster=self.run.describe(cluster))
         finish = Finish(self.run, candidate, self.params["prepare_timeout"])
         plan = Plan()
+        if candidate.role != "primary":
+            plan.add("promote %s: every other node is a standby or fenced" % candidate.name, finish.promote)
+            for pooler in seen.poolers:
+                if pooler.changes:
+                    plan.add(
+                        "lead %s to %s" % (pooler.name, candidate.name),
+                        bind(finish.lead, pooler),
+                        subject="pooler %s, %s" % (pooler.name, pooler.options["config_file"]),
+                        before=_targets(pooler.changes, "before"),
+                        after=_targets(pooler.changes, "after"),
+                    )
         for name in seen.fenced_down:
-            plan.add("start %s as a standby of %s" % (name, candidate.name), bind(finish.start, name))
+            plan.add("start %s as a standby of %s" % (name, candidate.name), bind(finish.start, name, self.run.uses_slots(cluster)))
         for node in cluster.standbys:
-            if self._follows_the_primary(node) and not (cluster.upstream(node) is candidate and node.streaming):
+            if node is not candidate and self._follows_the_primary(node) and not (cluster.upstream(node) is candidate and node.streaming):
                 plan.add("point %s at %s" % (node.name, candidate.name), bind(finish.follow, node))
         # What moves leaves slots behind, and an earlier run may have.
         if plan.changed or any(self.run.stale_slots(cluster, node) for node in cluster.standbys):
             plan.add("drop slots on standbys that no node uses any more", finish.drop_stale_slots)
-        if candidate.state and candidate.state["wal_retrieve_retry_ms"] == 5:
+        if candidate.state and candidate.state["short_retry_left_over"]:
             plan.add("reset wal_retrieve_retry_interval on %s" % candidate.name, finish.reset_retry)
         for pooler in seen.poolers:
             if pooler.view.problem:
@@ -351,6 +378,23 @@ class Switchover(Operation):
             )
         return plan
 
+    def _was_left_without_primary(self, seen: Seen) -> bool:
+        """An interrupted switchover that had given up the old primary and not promoted yet.
+
+        All members are proved to be standbys, or down and fenced, and the candidate has all that any of them has received.
+        """
+        cluster, candidate = seen.cluster, seen.candidate
+        if cluster.primaries or candidate.role != "standby" or seen.problems:
+            return False
+        known = all(node.reachable or node.name in seen.fenced_down for node in cluster.nodes)
+        living = [node for node in cluster.nodes if node.reachable]
+        same = len({(node.system_identifier, node.timeline) for node in living}) == 1
+        ahead = all((candidate.received or 0) >= (node.received or 0) for node in living)
+        # The old primary carries the mark of a switchover to this candidate: it is told to stream from it.
+        led = any(cluster.upstream(node) is candidate for node in living if node is not candidate) or bool(seen.fenced_down)
+        poolers_known = not any(pooler.view.problem for pooler in seen.poolers)
+        return known and same and ahead and led and poolers_known
+
     def _follows_the_primary(self, node: Node) -> bool:
         """A cascade is left as it is, but only where it is declared: an interrupted switchover looks like one."""
         return not self.run.entry(node)["upstream"]
@@ -360,7 +404,11 @@ class Switchover(Operation):
             raise NotConfirmed("%s is not the primary after all steps" % seen.candidate.name, cluster=self.run.describe(seen.cluster))
         if len(seen.cluster.primaries) != 1:
             raise NotConfirmed("more than one node is a primary: %s" % ", ".join(n.name for n in seen.cluster.primaries))
-        idle = [node.name for node in seen.cluster.nodes if node is not seen.candidate and not node.streaming]
+        idle = [
+            node.name
+            for node in seen.cluster.nodes
+            if node is not seen.candidate and not (node.streaming and (not self._follows_the_primary(node) or seen.cluster.upstream(node) is seen.candidate))
+        ]
         if idle:
             raise NotConfirmed("these nodes do not stream from the new primary: %s" % ", ".join(idle), cluster=self.run.describe(seen.cluster))
 

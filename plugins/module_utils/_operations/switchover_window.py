@@ -87,7 +87,8 @@ class Run:
 
     def __init__(self, params: t.Mapping[str, t.Any]) -> None:
         self.params = params
-        self.guardians: dict[str, Guardian] = {}
+        self.guardians: dict[tuple[str, str], Guardian] = {}
+        """By what they guard (``node`` or ``pooler``) and its name: a host may be both."""
         self.timing: dict[str, float] = {}
         self.result: dict[str, t.Any] = {}
         self.warnings: list[str] = []
@@ -127,8 +128,9 @@ class Run:
         return self.keep(connect(self.target(node), read_only=read_only))
 
     def guardian(self, name: str, shell: t.Sequence[str], options: t.Mapping[str, t.Any]) -> Guardian:
-        self.guardians[name] = self.keep(Guardian(name, shell, options, patience=self.params["timeout"] / 2))
-        return self.guardians[name]
+        guardian = self.keep(Guardian(name, shell, options, patience=self.params["timeout"] / 2))
+        self.guardians[options["part"], name] = guardian
+        return guardian
 
     def slot_of(self, node: Node) -> str:
         configured = node.state["primary_slot_name"] if node.state else None
@@ -136,9 +138,13 @@ class Run:
 
     def stale_slots(self, cluster: Cluster, node: Node) -> list[str]:
         """Physical slots on a standby that no member uses there any more: each would hold WAL for ever."""
-        members = {self.slot_of(other) for other in cluster.nodes}
+        # Who cascades from this node, or cannot be asked, may need its slot here.
+        members = {self.slot_of(other) for other in cluster.nodes if other.reachable and self.entry(other)["upstream"] != node.name}
         slots = node.state["slots"] if node.state else []
         return [slot["name"] for slot in slots if slot["type"] == "physical" and not slot["active"] and slot["name"] in members]
+
+    def uses_slots(self, cluster: Cluster) -> bool:
+        return any(self.entry(node)["slot"] or (node.state or {}).get("primary_slot_name") for node in cluster.nodes)
 
     def observe(self) -> Cluster:
         return observe_cluster(self.params, timeout=10, read_only=True)
@@ -173,12 +179,31 @@ class Finish:
                 expected="keyword=value pairs, as in host=db1 user=replication",
                 action="Set it in that form, or name the keywords in the option conninfo of the node",
             ) from None
+        if "password" in keywords:
+            raise Refused(
+                "the setting primary_conninfo of %s, or the one that serves as its model, holds a password" % node.name,
+                expected="a passfile: a change of the setting is printed to the server's log",
+            )
         keywords.setdefault("application_name", node.name)
         if not own:
             keywords["application_name"] = node.name
         keywords.update(self._run.entry(node)["conninfo"])
         keywords.update(host=self._primary.peer_address, port=self._primary.port)
         return build_conninfo({key: value for key, value in keywords.items() if key not in ("hostaddr", "dbname", "replication", "fallback_application_name")})
+
+    def promote(self) -> None:
+        """Promote the candidate of an interrupted switchover, whose old primary is fenced."""
+        self.session.execute("SELECT pg_promote(true, 60)")
+        if self.session.value("SELECT pg_is_in_recovery()"):
+            raise NotConfirmed("%s was told to promote and is still in recovery after 60 s" % self._primary.name)
+
+    def lead(self, pooler: Pooler) -> None:
+        """File and run time of a pooler to the primary."""
+        deadline = Deadline(self._timeout)
+        guardian, console = t.cast(Guardian, pooler.guardian), t.cast(Console, pooler.console)
+        guardian.call("prepare", deadline, console=pooler.target.keywords(), databases=None, directions=[{"text": pooler.text, "node": None}])
+        guardian.call("switch", deadline, text=pooler.new_text)
+        console.reload(deadline)
 
     def ensure_slot(self, node: Node) -> str:
         name = self._run.slot_of(node)
@@ -194,19 +219,22 @@ class Finish:
         point_at(session, self.conninfo(node, own, own), slot)
         self.wait_until_streaming(node)
 
-    def start(self, name: str) -> None:
-        """Start a fenced node that is down."""
+    def start(self, name: str, slot: bool) -> None:
+        """Start a fenced node that is down, with a slot where the cluster uses slots."""
         node = next(Node(e["name"], e["host"], e["port"], e["priority"], e["address"]) for e in self._run.params["nodes"] if e["name"] == name)
-        self.ensure_slot(node)
-        self._run.guardians[name].call("start", Deadline(self._timeout), timeout=self._timeout)
+        if slot:
+            self.ensure_slot(node)
+        guardian = self._run.guardians["node", name]
+        guardian.call("hold", Deadline(15), patience=10)
+        guardian.call("start", Deadline(self._timeout), timeout=self._timeout)
         self.follow(node)
 
     def wait_until_streaming(self, node: Node) -> None:
         session = self._run.session(node)
         wait_for(
             "streaming of %s from %s" % (node.name, self._primary.name),
-            lambda: session.row("SELECT status, sender_port FROM pg_stat_wal_receiver") or {},
-            lambda row: row.get("status") == "streaming" and row.get("sender_port") == self._primary.port,
+            lambda: session.row("SELECT status, sender_host, sender_port FROM pg_stat_wal_receiver") or {},
+            lambda row: row.get("status") == "streaming" and self._primary.listens_at(row["sender_host"], row["sender_port"]),
             Deadline(self._timeout),
             interval=0.05,
             action="See the log of %s: a slot, pg_hba.conf or the password of the replication user may be missing on %s" % (node.name, self._primary.name),
@@ -238,6 +266,7 @@ class Window:
         self.timeout: float = run.params["timeout"]
         self.limit = Deadline(0)
         self.undo: list[t.Callable[[], None]] = []
+        self.reset_retry: t.Callable[[], None] = bind(lambda: None)
         self.armed = False
         self.phase = "prepare"
         self._slots_wanted = False
@@ -255,7 +284,7 @@ class Window:
                         **error.facts,
                     ) from error
                 outcomes, now = self.recover()
-                if not isinstance(error, OperationError):
+                if not isinstance(error, OperationError) or (isinstance(error, Refused) and self.phase == "prepare"):
                     raise
                 raise self._failure(error, outcomes, now) from error
 
@@ -265,7 +294,8 @@ class Window:
         facts = {**error.facts, "phase": self.phase, "recovery": outcomes, "timing_ms": self.run.timing}
         primary = now.primary
         if primary is not None and primary.name == self.old_node.name:
-            lost = [text for name, text in outcomes.items() if "failed" in text or "stays paused" in text]
+            good = ("it leads to %s" % self.old_node.name, "it was never stopped", "it was started again as the primary")
+            lost = ["%s (%s)" % (name, text) for name, text in outcomes.items() if not text.endswith(good)]
             return RolledBack(
                 "the switchover to %s failed and was rolled back, %s is the primary as before: %s" % (self.new_node.name, self.old_node.name, error),
                 action="Not put back: %s" % "; ".join(lost) if lost else "The poolers lead to %s again" % self.old_node.name if self.poolers else None,
@@ -292,10 +322,11 @@ class Window:
         outcomes: dict[str, str] = {}
         patience = Deadline(self.timeout + 5)
         if self.armed:
-            guardians = [self.run.guardians[self.old_node.name], *(t.cast(Guardian, pooler.guardian) for pooler in self.poolers)]
+            # The poolers first: they wait for a node to accept writes, and one that does not answer must not hold up the others.
+            guardians = [*(t.cast(Guardian, pooler.guardian) for pooler in self.poolers), self.guard_node]
             for guardian in guardians:
                 with contextlib.suppress(OperationError):
-                    self._drain(guardian)
+                    self._drain(guardian, Deadline(self.limit.left + 2))
                     guardian.start("recover")
             for guardian in guardians:
                 try:
@@ -305,7 +336,7 @@ class Window:
         now = self.run.observe()
         went_back = now.primary is not None and now.primary.name == self.old_node.name
         # Where the candidate was promoted, the old primary needs what was prepared for it as a standby.
-        for undo in reversed(self.undo if went_back else self.undo[:1]):
+        for undo in reversed([self.reset_retry, *(self.undo if went_back else [])]):
             try:
                 undo()
             except OperationError as error:
@@ -313,11 +344,15 @@ class Window:
         return outcomes, now
 
     @staticmethod
-    def _drain(guardian: Guardian) -> None:
-        """A request may be under way whose answer nobody has read."""
+    def _drain(guardian: Guardian, deadline: Deadline) -> None:
+        """A request may be under way whose answer nobody has read. Raises WaitTimeout where no answer comes."""
         while guardian.waiting:
-            with contextlib.suppress(OperationError):
-                guardian.finish(Deadline(10))
+            try:
+                guardian.finish(deadline)
+            except WaitTimeout:
+                raise
+            except OperationError:
+                continue
 
     # -- before the window -----------------------------------------------------------------------------------------
 
@@ -325,9 +360,14 @@ class Window:
         run, params = self.run, self.run.params
         run.mark(None)
         deadline = Deadline(params["prepare_timeout"])
+        self.guard_node = run.guardians["node", self.old_node.name]
+        self._hold()
         self.old = run.session(self.old_node)
         self.new = run.session(self.new_node)
-        self.guard_node = run.guardians[self.old_node.name]
+        # What was seen before the lock was ours may not be true any more.
+        roles = [self.old.value("SELECT pg_is_in_recovery()"), self.new.value("SELECT pg_is_in_recovery()")]
+        if roles != [False, True]:
+            raise Refused("the cluster has changed since it was looked at: %s is not the primary any more" % self.old_node.name, action="Run it again")
         for pooler in self.poolers:
             t.cast(Guardian, pooler.guardian).start(
                 "prepare",
@@ -339,20 +379,25 @@ class Window:
                         "node": run.target(node).keywords(),
                         "system_identifier": node.system_identifier,
                         "text": text,
+                        "targets": {
+                            change.name: [getattr(change, side).get("host", ""), int(getattr(change, side).get("port", 5432))]
+                            for change in pooler.changes
+                            if change.name != "*"
+                        },
                     }
-                    for node, text in ((self.old_node, pooler.text), (self.new_node, pooler.new_text))
+                    for node, text, side in ((self.old_node, pooler.text, "before"), (self.new_node, pooler.new_text, "after"))
                 ],
             )
         for pooler in self.poolers:
             t.cast(Guardian, pooler.guardian).finish(deadline)
         run.mark("connect")
-        self._set(self.new_node, self.new, "wal_retrieve_retry_interval", RETRIEVE_RETRY)
-        self._slots_wanted = bool((self.new_node.state or {}).get("primary_slot_name") or run.entry(self.old_node)["slot"])
+        self.reset_retry = self._set(self.new_node, self.new, "wal_retrieve_retry_interval", RETRIEVE_RETRY)
+        self._slots_wanted = run.uses_slots(self.seen.cluster)
         own = self.old.value("SELECT setting FROM pg_settings WHERE name = 'primary_conninfo'") or ""
         model = (self.new_node.state or {}).get("primary_conninfo") or ""
-        self._set(self.old_node, self.old, "primary_conninfo", self.finish.conninfo(self.old_node, own, model))
+        self.undo.append(self._set(self.old_node, self.old, "primary_conninfo", self.finish.conninfo(self.old_node, own, model)))
         if self._slots_wanted:
-            self._set(self.old_node, self.old, "primary_slot_name", run.slot_of(self.old_node))
+            self.undo.append(self._set(self.old_node, self.old, "primary_slot_name", run.slot_of(self.old_node)))
         # Twice: what the first one's own time dirtied is little, so that the shutdown checkpoint is short.
         for session in (self.old, self.old, self.new):
             session.ask("CHECKPOINT", deadline)
@@ -361,26 +406,34 @@ class Window:
         self._wait_for_replay(head, deadline.within(params["timeout"]))
         run.mark("catch_up")
 
-    def _set(self, node: Node, session: Session, name: str, value: str) -> None:
-        """ALTER SYSTEM with an undo, which has a session of its own: this one may not survive."""
+    def _hold(self) -> None:
+        """One operation a node at a time: another one has up to 10 s to end."""
+        # Both nodes, in the same order whoever comes: two operations on one cluster have at least one of them in common.
+        try:
+            for node in sorted((self.old_node, self.new_node), key=lambda node: node.name):
+                self.run.guardians["node", node.name].call("hold", Deadline(15), patience=10)
+        except OperationError as error:
+            raise Refused("the switchover was not begun, nothing was changed: %s" % error, action="Wait until the other one has ended") from error
+
+    def _set(self, node: Node, session: Session, name: str, value: str) -> t.Callable[[], None]:
+        """ALTER SYSTEM; returns its undo, which has a session of its own because this one may not survive."""
         before = session.row("SELECT setting, unit, sourcefile FROM pg_settings WHERE name = %s", [name]) or {}
+        text = "%s%s" % (before["setting"], before["unit"] or "")
         was_set = str(before.get("sourcefile") or "").endswith("postgresql.auto.conf")
-        old = "%s%s" % (before["setting"], before["unit"] or "") if was_set else None
-        if old == value:
-            if name != "wal_retrieve_retry_interval":
-                return
-            # Left by a run that was killed: nothing to go back to.
-            old = None
+        # The short retry interval is left over from a run that was killed, if it is set there: nothing to go back to.
+        left_over = was_set and text == value and name == "wal_retrieve_retry_interval"
+        if text == value and not left_over:
+            return bind(lambda: None)
         set_setting(session, name, value)
 
         def undo() -> None:
             fresh = self.run.session(node)
-            if old is None:
-                reset_setting(fresh, name)
+            if was_set and not left_over:
+                set_setting(fresh, name, text)
             else:
-                set_setting(fresh, name, old)
+                reset_setting(fresh, name)
 
-        self.undo.append(undo)
+        return undo
 
     def _wait_for_replay(self, position: int, deadline: Deadline) -> None:
         """Until the candidate has replayed past a position (bytes)."""
@@ -422,7 +475,7 @@ class Window:
             console = t.cast(Console, pooler.console)
             if float(pooler.login_retry) > float(LOGIN_RETRY_SECONDS):
                 console.set("server_login_retry", LOGIN_RETRY_SECONDS, bound)
-                self.undo.append(bind(console.set, "server_login_retry", pooler.login_retry, Deadline(5)))
+                self.undo.append(bind(restore_login_retry, pooler))
         # A PAUSE that meets a server connection in login makes PgBouncer take the pool for failed.
         for pooler in self.poolers:
             while any(row["sv_login"] for row in t.cast(Console, pooler.console).pools(bound)) and bound.left > bound.seconds / 2:
@@ -470,6 +523,8 @@ class Window:
             console.reload(self.limit)
             if float(pooler.login_retry) > float(LOGIN_RETRY_SECONDS):
                 console.set("server_login_retry", LOGIN_RETRY_SECONDS, self.limit)
+        # RELOAD answers success whatever it makes of the file; here it can still be taken back.
+        self._check_run_time()
         run.mark("reload")
         self.shutdown_checkpoint = int(self.guard_node.finish(self.limit)["checkpoint"])
         run.mark("stop")
@@ -501,7 +556,6 @@ class Window:
                     console.resume(name, self.limit)
         run.mark("resume")
         run.result["paused_ms"] = round((time.monotonic() - self.paused_at) * 1000, 1)
-        self._check_run_time()
 
     def _deferred(self) -> dict[str, list[str]]:
         """Read-only entries that now lead to the old primary: they wait until it is a standby that answers."""
@@ -551,11 +605,10 @@ class Window:
 
     def settle(self) -> None:
         run = self.run
-        reset_retry = self.undo[0]
-        reset_retry()
+        self.reset_retry()
         for pooler in self.poolers:
             if float(pooler.login_retry) > float(LOGIN_RETRY_SECONDS):
-                t.cast(Console, pooler.console).set("server_login_retry", pooler.login_retry, Deadline(5))
+                restore_login_retry(pooler)
         self.finish.drop_stale_slots()
         run.mark("settle")
         run.result["timing_ms"] = run.timing
@@ -573,6 +626,15 @@ def reset_setting(session: Session, name: str) -> None:
     """ALTER SYSTEM RESET and reload."""
     session.execute(sql.SQL("ALTER SYSTEM RESET {}").format(sql.Identifier(name)))
     session.execute("SELECT pg_reload_conf()")
+
+
+def restore_login_retry(pooler: Pooler) -> None:
+    """On a console of its own: the other one may be busy with a PAUSE that has not ended."""
+    console = Console.open(pooler.target, timeout=5)
+    try:
+        console.set("server_login_retry", pooler.login_retry)
+    finally:
+        console.close()
 
 
 def point_at(session: Session, conninfo: str, slot: str | None) -> None:

@@ -236,7 +236,8 @@ def connect(target: Target, timeout: float = 10, read_only: bool = False, consol
             options.append("-c default_transaction_read_only=on")
         keywords["options"] = " ".join(options).strip()
     try:
-        connection = psycopg.connect(**keywords, connect_timeout=max(2, int(timeout + 0.5)), autocommit=True, prepare_threshold=None)
+        keywords.update(connect_timeout=max(2, int(timeout + 0.5)), autocommit=True, prepare_threshold=None)
+        connection = psycopg.connect(**keywords)
     except psycopg.Error as error:
         raise _failure(error, target) from error
     return Session(connection, target)

@@ -25,7 +25,9 @@ SELECT json_build_object(
   'cluster_name', current_setting('cluster_name'),
   'data_directory', (SELECT setting FROM pg_settings WHERE name = 'data_directory'),
   'config_file', (SELECT setting FROM pg_settings WHERE name = 'config_file'),
-  'wal_retrieve_retry_ms', (SELECT setting::int FROM pg_settings WHERE name = 'wal_retrieve_retry_interval'),
+  'short_retry_left_over', (SELECT setting = '5' AND sourcefile LIKE '%/postgresql.auto.conf' FROM pg_settings
+                            WHERE name = 'wal_retrieve_retry_interval'),
+  'recovery_target_timeline', current_setting('recovery_target_timeline'),
   'read_only_default', current_setting('default_transaction_read_only') = 'on' AND
     (SELECT source NOT IN ('client', 'session') FROM pg_settings WHERE name = 'default_transaction_read_only'),
   'timeline', CASE WHEN recovering THEN greatest(
