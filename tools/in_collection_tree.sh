@@ -17,5 +17,6 @@ cd "$tree"
 git init -q .
 git add -A
 # What the collection depends on, so that a linter finds it.
-export ANSIBLE_COLLECTIONS_PATH="$(realpath -m "$tree/../../.."):${ANSIBLE_COLLECTIONS_PATH:-}"
+root=$(realpath -m "$tree/../../..")
+export ANSIBLE_COLLECTIONS_PATH="$root:${ANSIBLE_COLLECTIONS_PATH:-}"
 eval "$2"

@@ -758,7 +758,10 @@ def test_writing_keeps_owner_and_mode_and_the_text_to_the_byte(ini):
 
 
 def test_a_file_that_cannot_be_written_is_left_whole(ini, monkeypatch):
-    monkeypatch.setattr(program.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    def fail(_handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(program.os, "fsync", fail)
     with pytest.raises(OSError):
         program.write_file(str(ini), "new\n")
     assert ini.read_text() == "old\n"
