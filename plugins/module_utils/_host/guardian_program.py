@@ -261,6 +261,12 @@ class Node:
             raise Failure("%s ended with %d: %s" % (self.start_command[0], done.returncode, " / ".join(lines)))
         self.stopping = False
 
+    def _signal(self, number):
+        """To the server that is to end; one that has just ended is as good."""
+        if self.stopped_pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.stopped_pid, number)
+
     def recover(self, patience):
         if self.released:
             if self.postmaster() is None or self.stopping:
@@ -274,15 +280,14 @@ class Node:
                 return "it was never stopped"
             # It crashed while it was fenced, and came up as a standby if it came up at all.
             self.stopping, self.stopped_pid = True, pid
-            if pid is not None:
-                os.kill(pid, signal.SIGINT)
+            self._signal(signal.SIGINT)
         elif pid is not None and pid != self.stopped_pid:
             # A supervisor has started it meanwhile, as a standby.
-            os.kill(pid, signal.SIGINT)
             self.stopped_pid = pid
+            self._signal(signal.SIGINT)
         # A shutdown cannot be taken back. What is not down by itself in time is ended at once: crash recovery loses no commit.
         if not self.wait_for_exit(self.stopped_pid, patience / 3):
-            os.kill(self.stopped_pid, signal.SIGQUIT)
+            self._signal(signal.SIGQUIT)
         self.start(patience)
         return "it was started again as the primary"
 
