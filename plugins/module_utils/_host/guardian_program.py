@@ -427,22 +427,28 @@ class Pooler:
             if row is None or (row["host"] or b"").decode() != host or int(row["port"] or 0) != port:
                 raise Failure("it was reloaded and %s still leads elsewhere than %s says" % (name, self.file))
 
+    def lead_to_the_primary(self):
+        """Lead the pooler to the one node that accepts writes, if there is one, and resume it. Returns the names of all that do."""
+        writable = [direction for direction in self.directions if self.accepts_writes(direction)]
+        if len(writable) == 1:
+            try:
+                self.lead_to(writable[0])
+            finally:
+                self.resume()
+        return [direction["name"] for direction in writable]
+
     def recover(self, patience):
         end = time.monotonic() + patience
         while True:
-            writable = [direction for direction in self.directions if self.accepts_writes(direction)]
-            if len(writable) == 1:
-                try:
-                    self.lead_to(writable[0])
-                finally:
-                    self.resume()
-                return "it leads to %s" % writable[0]["name"]
+            names = self.lead_to_the_primary()
+            if len(names) == 1:
+                return "it leads to %s" % names[0]
             if time.monotonic() > end:
                 break
             time.sleep(0.02)
         self.unsettled = True
-        if len(writable) > 1:
-            return "it stays paused: more than one node accepts writes (%s)" % ", ".join(d["name"] for d in writable)
+        if names:
+            return "it stays paused: more than one node accepts writes (%s)" % ", ".join(names)
         # No node accepts writes, so none can be written to by mistake; clients get errors instead of waiting for ever.
         self.resume()
         return "no node accepts writes; it was resumed as it stands on disk and is led to the first that does"
@@ -451,14 +457,15 @@ class Pooler:
         """After a recovery that found no primary: lead the pooler to the one node that accepts writes, once there is one."""
         end = time.monotonic() + LOOKING_SECONDS
         while self.unsettled and time.monotonic() < end:
-            writable = [direction for direction in self.directions if self.accepts_writes(direction)]
-            if len(writable) == 1:
-                try:
-                    self.lead_to(writable[0])
-                finally:
-                    self.resume()
+            try:
+                names = self.lead_to_the_primary()
+            except Failure as error:
+                note("pgfleet.ops switchover guardian (pooler): %s" % error)
+                time.sleep(5)
+                continue
+            if len(names) == 1:
                 self.unsettled = False
-                note("pgfleet.ops switchover guardian (pooler): it leads to %s now" % writable[0]["name"])
+                note("pgfleet.ops switchover guardian (pooler): it leads to %s now" % names[0])
             else:
                 time.sleep(0.5)
 
