@@ -320,10 +320,6 @@ class Instance:
         """Make the server read its configuration again. Raises OperationError when it does not run."""
         self.signal(signal.SIGHUP)
 
-    def signal_stop(self, mode: str = "fast") -> int:
-        """Begin to stop, by a signal: no program is started and nothing is waited for. Returns the postmaster's pid."""
-        return self.signal(SIGNALS[mode])
-
     def signal(self, number: int) -> int:
         pid = self.postmaster_pid()
         if pid is None:
