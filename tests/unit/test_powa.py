@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 from ansible_collections.pgfleet.ops.plugins.module_utils._errors import InvalidInput, QueryFailed, Refused
 from ansible_collections.pgfleet.ops.plugins.module_utils._powa import collector, preload, servers
+from ansible_collections.pgfleet.ops.plugins.module_utils._powa.datasources import Datasource
 from ansible_collections.pgfleet.ops.plugins.module_utils._powa.repository import (
     Activation,
     Installed,
@@ -156,6 +157,29 @@ def test_activations_of_4_are_judged_by_their_operations():
     assert repository.activations() == [
         (1, "pg_qualstats", Activation(True, False)), (1, "pg_track_settings", Activation(True, True)), (1, "my_datasource", Activation(False, True))
     ]  # fmt: skip
+
+
+def test_datasources_of_4_are_put_together_from_the_rows_of_each_server():
+    row = {"name": "mine", "srvid": 2, "operation": "snapshot", "function_name": "mine_snapshot", "query_source": "mine_src", "enabled": True}
+    rows = [
+        row,
+        {**row, "function_name": "mine_second", "query_source": "mine_second_src"},
+        {**row, "operation": "purge", "function_name": "mine_purge", "query_source": None, "enabled": False},
+        {**row, "srvid": 1},
+        {**row, "name": "pg_qualstats", "function_name": "powa_qualstats_snapshot", "query_source": "powa_qualstats_src"},
+    ]
+    mine, built_in = four(powa_functions=rows)[0].datasources()
+    assert mine == Datasource("mine", {"snapshot": "mine_snapshot", "purge": "mine_purge"}, "mine_src", True, {1: True, 2: False})
+    assert built_in.name == "pg_qualstats" and built_in.custom is False and built_in.servers == {2: True}
+
+
+def test_datasources_of_5_are_there_without_a_server():
+    row = {"name": "mine", "custom": True, "operation": "snapshot", "function_name": "mine_snapshot", "query_source": "mine_src"}
+    repository, _session = five(powa_extension_functions=[row, {**row, "name": "pg_qualstats", "custom": False}],
+                                powa_extension_config=[{"srvid": 3, "extname": "pg_qualstats", "enabled": False}])  # fmt: skip
+    mine, built_in = repository.datasources()
+    assert mine == Datasource("mine", {"snapshot": "mine_snapshot"}, "mine_src", True, {})
+    assert built_in.custom is False and built_in.servers == {3: False}
 
 
 def test_rights_of_5_come_from_its_group_roles():

@@ -19,6 +19,7 @@ import typing as t
 
 from .._errors import QueryFailed, Refused
 from .._sql.connection import Session, sql
+from .datasources import Datasource, gather
 
 # Activated by powa_register_server itself, and never deactivated here.
 MANDATORY = ("pg_stat_statements",)
@@ -214,6 +215,10 @@ class Repository:
         """Extensions that can be activated on any server."""
         raise NotImplementedError
 
+    def datasources(self) -> list[Datasource]:
+        """Extensions and custom datasources that have functions, by name."""
+        raise NotImplementedError
+
     def activate(self, srvid: int, name: str, before: Activation | None = None) -> None:
         """Activate one extension; ``before`` is what was seen of it on this server."""
         if before is not None and not before.complete:
@@ -365,6 +370,20 @@ class Repository4(Repository):
             (row["srvid"], row["module"], Activation(row["enabled"], self.modules.get(row["module"], frozenset()) <= set(row["operations"]))) for row in rows
         ]
 
+    def datasources(self) -> list[Datasource]:
+        # Each server has rows of its own; where they differ, the server that was registered last decides.
+        rows = self.session.rows(
+            self.statement(
+                "SELECT srvid, module AS name, operation, function_name, query_source, enabled FROM {powa_functions} WHERE srvid > 0"
+                " ORDER BY module, srvid DESC, priority, function_name"
+            )
+        )
+        servers: dict[str, dict[int, bool]] = {}
+        for row in rows:
+            enabled = servers.setdefault(row["name"], {})
+            enabled[row["srvid"]] = row["enabled"] and enabled.get(row["srvid"], True)
+        return gather(({**row, "custom": row["name"] not in self.modules} for row in rows), servers)
+
     def forget(self, srvid: int, name: str) -> None:
         self.session.execute(self.statement("DELETE FROM {powa_functions} WHERE srvid = %s AND module = %s"), [srvid, name])
 
@@ -423,6 +442,18 @@ class Repository5(Repository):
     def activations(self) -> list[tuple[int, str, Activation]]:
         rows = self.session.rows(self.statement("SELECT srvid, extname, enabled FROM {powa_extension_config} WHERE srvid > 0"))
         return [(row["srvid"], row["extname"], Activation(row["enabled"])) for row in rows]
+
+    def datasources(self) -> list[Datasource]:
+        servers: dict[str, dict[int, bool]] = {}
+        for srvid, name, activation in self.activations():
+            servers.setdefault(name, {})[srvid] = activation.enabled
+        rows = self.session.rows(
+            self.statement(
+                "SELECT e.extname AS name, e.added_manually AS custom, f.operation, f.function_name, f.query_source"
+                " FROM {powa_extensions} e JOIN {powa_extension_functions} f USING (extname) ORDER BY e.extname, f.priority, f.function_name"
+            )
+        )
+        return gather(rows, servers)
 
     def group_roles(self) -> dict[str, str | None]:
         """Name of the actual role by PoWA's name for it; None where this database has not taken over the cluster's roles."""
