@@ -13,7 +13,7 @@ description:
     extensions, updates them, and gives logins the rights that they need for their part.
   - Says which libraries have to be preloaded and never restarts anything.
   - On a standby it changes nothing, as everything comes from the primary. See O(on_standby).
-  - Supports PoWA 4.1, 4.2 and 5.x. The code for 5.x follows its documented functions and has not been tested on a real server yet.
+  - Supports PoWA 4.1, 4.2 and 5.x. Tested with 4.1.4 on PostgreSQL 15 and with 5.0.2 on PostgreSQL 17.
 options:
   login_db:
     description: A database that exists, usually V(postgres). Not the one that is created.

@@ -12,7 +12,7 @@ description:
   - Registers, changes, deactivates and deletes the remote servers that a repository of PoWA collects from, and sets which
     statistics extensions are collected on each.
   - One call takes all servers, in one connection and one transaction. If one entry fails, nothing is changed.
-  - Supports PoWA 4.1, 4.2 and 5.x. The code for 5.x follows its documented functions and has not been tested on a real server yet.
+  - Supports PoWA 4.1, 4.2 and 5.x. Tested with 4.1.4 on PostgreSQL 15 and with 5.0.2 on PostgreSQL 17.
 options:
   login_db:
     description: The repository's database. Without this option the environment variable E(PGDATABASE) counts, then V(powa).

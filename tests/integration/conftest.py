@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from lab import Lab
+from lab import GENERATIONS, Lab
 
 
 @pytest.fixture(scope="module")
@@ -20,3 +20,9 @@ def own_lab():
     made = Lab()
     yield made
     made.close()
+
+
+@pytest.fixture(scope="module", params=GENERATIONS, ids=lambda one: one.name)
+def generation(request):
+    """Each PoWA that Debian has, with the PostgreSQL and the collector of the same release."""
+    return request.param

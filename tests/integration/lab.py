@@ -5,6 +5,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import fcntl
+import functools
 import glob
 import json
 import os
@@ -23,7 +26,8 @@ import psycopg
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 SUPERUSER_PASSWORD = "super secret: 'quoted' \\ password"
-BIN = pathlib.Path(sorted(glob.glob("/usr/lib/postgresql/*/bin"), key=lambda path: float(path.split("/")[4]))[-1])
+LAUNCHER = REPOSITORY / "roles" / "powa_collector" / "files" / "powa_collector_launcher.py"
+PRELOAD = "pg_stat_statements,pg_stat_kcache,pg_qualstats,pg_wait_sampling"
 
 
 def run(argv, user=None, check=True, timeout=120, **kwargs):
@@ -38,6 +42,78 @@ def run(argv, user=None, check=True, timeout=120, **kwargs):
     if check and done.returncode:
         raise AssertionError("%s -> %s\n%s" % (argv, done.returncode, done.stdout))
     return done.stdout
+
+
+class System:
+    """Where programs come from: this machine, or the root directory of another Debian on it.
+
+    A program of a root has mounts of its own, which end with it, sees processes, loopback, users and /var/tmp of this machine, and finds all else
+    of the root read-only.
+    """
+
+    # The arguments are the root, the ids of user and group, and the program with its own arguments.
+    ENTER = """
+        root=$1 uid=$2 gid=$3; shift 3
+        mount --bind "$root" "$root" && mount -o remount,ro,bind "$root"
+        for path in /proc /dev /var/tmp /etc/passwd /etc/group; do mount --rbind "$path" "$root$path"; done
+        mount -t tmpfs tmpfs "$root/tmp" && chmod 1777 "$root/tmp"
+        exec chroot --userspec="$uid:$gid" --groups= "$root" "$@"
+    """
+
+    def __init__(self, root=None):
+        self.root = root
+        found = glob.glob("%s/usr/lib/postgresql/*/bin" % (root or ""))
+        newest = max(found, key=lambda path: float(pathlib.Path(path).parent.name))
+        self.bin = pathlib.Path("/") / pathlib.Path(newest).relative_to(root or "/")
+
+    @property
+    def major(self):
+        return int(self.bin.parent.name)
+
+    def argv(self, argv, user):
+        """What starts a program of this system as the user, called as root. The process id stays the same."""
+        account = pwd.getpwnam(user)
+        if self.root is None:
+            enter = ["setpriv", "--reuid", account.pw_uid, "--regid", account.pw_gid, "--clear-groups", "--"]
+        else:
+            enter = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", self.ENTER, "sh", self.root, account.pw_uid, account.pw_gid]
+        return [str(word) for word in (*enter, *argv)]
+
+    def run(self, argv, user="postgres", **kwargs):
+        return run(self.argv(argv, user), **kwargs)
+
+
+HOST = System()
+BIN = HOST.bin
+
+
+@functools.lru_cache
+def debian(release):
+    """The system of a Debian release: this machine or a root directory, which is made if it is not there."""
+    if 'VERSION_ID="%d"' % release in pathlib.Path("/etc/os-release").read_text():
+        return HOST
+    done = subprocess.run([REPOSITORY / "tools" / "debian_root.sh"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, timeout=600, check=True)
+    root = pathlib.Path(done.stdout.strip())
+    # Held until the tests end, so that nobody takes the root away.
+    fcntl.flock(os.open(root, os.O_RDONLY | os.O_CLOEXEC), fcntl.LOCK_SH)
+    return System(root)
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """The PoWA of one Debian release: versions of the extension and of the collector."""
+
+    name: str
+    release: int
+    powa: str
+    collector: str
+
+    @property
+    def system(self):
+        return debian(self.release)
+
+
+GENERATIONS = [Generation("powa4", 12, "4.1.4", "1.2.0"), Generation("powa5", 13, "5.0.2", "1.3.1")]
 
 
 def free_port():
@@ -65,6 +141,11 @@ class Lab:
         self.parts.append(part)
         return part
 
+    def collector(self, repository, passwords, **kwargs):
+        part = Collector(self, repository, passwords, **kwargs)
+        self.parts.append(part)
+        return part
+
     def close(self):
         for part in reversed(self.parts):
             with contextlib.suppress(Exception):
@@ -79,8 +160,8 @@ class Lab:
 class Postgres:
     """One instance: configuration in NAME/config, data in NAME/data, log in NAME/log. Superuser postgres, SCRAM by TCP."""
 
-    def __init__(self, lab, name, settings=None, checksums=True):
-        self.lab, self.name = lab, name
+    def __init__(self, lab, name, settings=None, checksums=True, system=HOST):
+        self.lab, self.name, self.system = lab, name, system
         self.port = free_port()
         self.base = lab.path / name
         self.data = self.base / "data"
@@ -116,11 +197,14 @@ class Postgres:
         self.write(self.config / "pg_hba.conf", "host all all 127.0.0.1/32 scram-sha-256\nhost replication all 127.0.0.1/32 scram-sha-256\n")
         self.write(self.config / "pg_ident.conf", "")
 
+    def _run(self, program, *arguments, **kwargs):
+        return self.system.run([self.system.bin / program, *arguments], **kwargs)
+
     def init(self):
         secret = self.base / "secret"
         self.write(secret, SUPERUSER_PASSWORD + "\n")
         options = ["-k"] if self.checksums else []
-        run([BIN / "initdb", "-D", self.data, "-A", "scram-sha-256", "-U", "postgres", "--pwfile", secret, "-N", "--locale=C.UTF-8", *options], user="postgres")
+        self._run("initdb", "-D", self.data, "-A", "scram-sha-256", "-U", "postgres", "--pwfile", secret, "-N", "--locale=C.UTF-8", *options)
         secret.unlink()
         for name in ("postgresql.conf", "pg_hba.conf", "pg_ident.conf"):
             (self.data / name).unlink()
@@ -128,19 +212,18 @@ class Postgres:
 
     def start(self):
         options = "-c config_file='%s'" % self.config_file
-        run([BIN / "pg_ctl", "-D", self.data, "-l", self.log, "-o", options, "-w", "-t", "60", "-s", "start"], user="postgres")
+        self._run("pg_ctl", "-D", self.data, "-l", self.log, "-o", options, "-w", "-t", "60", "-s", "start")
         return self
 
     def stop(self, mode="fast"):
-        run([BIN / "pg_ctl", "-D", self.data, "-m", mode, "-w", "-t", "60", "-s", "stop"], user="postgres", check=False)
+        self._run("pg_ctl", "-D", self.data, "-m", mode, "-w", "-t", "60", "-s", "stop", check=False)
 
     def clone(self, source, slot=True):
         """Make this instance a running standby of source, by hand."""
         if slot:
             source.sql("SELECT pg_create_physical_replication_slot(%s, true)", [self.name])
         environment = {**os.environ, "PGPASSWORD": SUPERUSER_PASSWORD}
-        run([BIN / "pg_basebackup", "-D", self.data, "-h", "127.0.0.1", "-p", source.port, "-U", "postgres", "-c", "fast", "-X", "stream", "-N"],
-            user="postgres", env=environment)  # fmt: skip
+        self._run("pg_basebackup", "-D", self.data, "-h", "127.0.0.1", "-p", source.port, "-U", "postgres", "-c", "fast", "-X", "stream", "-N", env=environment)
         self.follow(source, slot)
         return self.start()
 
@@ -263,6 +346,43 @@ class PgBouncer:
     @property
     def login(self):
         return {"login_host": "127.0.0.1", "login_port": self.port, "login_user": "pooler_admin", "login_password": SUPERUSER_PASSWORD}
+
+
+class Collector:
+    """A powa-collector of the test's own with configuration and passfile in NAME, as user postgres. ``passwords`` has those of logins by name."""
+
+    def __init__(self, lab, repository, passwords, user="collector", dbname="powa", name="powa_collector", system=None, **config):
+        self.system = system or repository.system
+        self.base = lab.path / name
+        self.base.mkdir(mode=0o755)
+        self.log = self.base / "log"
+        self.passfile = self.base / "passfile"
+        # A copy, as neither user postgres nor another root may see the checkout.
+        self.launcher = pathlib.Path(shutil.copy(LAUNCHER, self.base))
+        self.config = self.base / "powa-collector.conf"
+        dsn = "host=127.0.0.1 port=%d user=%s dbname=%s" % (repository.port, user, dbname)
+        self.config.write_text(json.dumps({"repository": {"dsn": dsn}, "debug": False, **config}))
+        self.passfile.write_text("".join("*:*:*:%s:%s\n" % item for item in passwords.items()))
+        self.passfile.chmod(0o600)
+        shutil.chown(self.passfile, "postgres", "postgres")
+        self.process = None
+
+    def start(self):
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                self.system.argv(["/usr/bin/python3", self.launcher, self.config], "postgres"), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
+                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PGPASSFILE": str(self.passfile)},
+            )  # fmt: skip
+        return self
+
+    def stop(self, _mode=None):
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(15)
+            self.process.kill()
+            self.process.wait()
+            self.process = None
 
 
 def wait_until(condition, timeout, interval=0.1):

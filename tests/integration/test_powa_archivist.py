@@ -6,9 +6,8 @@ from __future__ import annotations
 
 import psycopg
 import pytest
-from lab import call_module, four_steps
+from lab import PRELOAD, call_module, four_steps
 
-PRELOAD = "pg_stat_statements,pg_stat_kcache,pg_qualstats,pg_wait_sampling"
 EXTENSIONS = ["pg_stat_kcache", "pg_qualstats", "pg_wait_sampling", "pg_track_settings", "hypopg"]
 PASSWORD = "login's secret"
 

@@ -4,58 +4,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import pathlib
-import pwd
 import signal
-import subprocess
 
 import pytest
-from lab import REPOSITORY, call_module, four_steps, wait_until
+from lab import PRELOAD, call_module, four_steps, wait_until
 
-LAUNCHER = REPOSITORY / "roles" / "powa_collector" / "files" / "powa_collector_launcher.py"
 EXTENSIONS = ["pg_stat_kcache", "pg_qualstats", "pg_wait_sampling", "pg_track_settings"]
-PRELOAD = "pg_stat_statements,pg_stat_kcache,pg_qualstats,pg_wait_sampling"
 REMOTE_PASSWORD = "remote-secret-1"
 COLLECTOR_PASSWORD = "collector-secret-1"
-
-
-class Daemon:
-    """A powa-collector of the test's own, with configuration and passfile in the lab."""
-
-    def __init__(self, lab, repository):
-        self.base = pathlib.Path(lab.path) / "collector"
-        self.base.mkdir(exist_ok=True)
-        self.config = self.base / "powa-collector.conf"
-        self.passfile = self.base / "passfile"
-        self.log = self.base / "log"
-        self.config.write_text(json.dumps({"repository": {"dsn": "host=127.0.0.1 port=%d user=collector dbname=powa" % repository.port}, "debug": False}))
-        self.passfile.write_text("*:%d:*:collector:%s\n*:*:*:monitor:%s\n" % (repository.port, COLLECTOR_PASSWORD, REMOTE_PASSWORD))
-        account = pwd.getpwnam("postgres")
-        self.passfile.chmod(0o600)
-        for path in (self.base, self.config, self.passfile):
-            os.chown(path, account.pw_uid, account.pw_gid)
-        self.process = None
-
-    def start(self):
-        account = pwd.getpwnam("postgres")
-        with self.log.open("a") as log:
-            self.process = subprocess.Popen(
-                ["/usr/bin/python3", LAUNCHER, self.config], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", user=account.pw_uid,
-                group=account.pw_gid, extra_groups=[], env={"PATH": os.environ["PATH"], "PGPASSFILE": str(self.passfile)},
-            )  # fmt: skip
-        return self
-
-    def stop(self):
-        if self.process is not None:
-            self.process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(15)
-            self.process.kill()
-            self.process.wait()
-            self.process = None
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +33,7 @@ def site(lab):
 
 @pytest.fixture(scope="module")
 def daemon(lab, site):
-    made = Daemon(lab, site[0])
-    yield made
-    made.stop()
+    return lab.collector(site[0], {"collector": COLLECTOR_PASSWORD, "monitor": REMOTE_PASSWORD})
 
 
 def entry(remote, **more):
