@@ -12,13 +12,14 @@ import dataclasses
 import functools
 import typing as t
 
-from .._errors import InvalidInput, OperationError, QueryFailed, Refused
+from .._errors import InvalidInput, QueryFailed, Refused
 from .._module import Context, Operation
 from .._plan import Plan
 from .._powa import collector, servers
 from .._powa.repository import Registered, Repository, open_repository, version_tuple
 from .._powa.servers import CollectorNeeds, Wanted
 from .._sql.connection import Session, Target, connect
+from .._sql.transaction import TransactionPlan
 
 
 @dataclasses.dataclass
@@ -28,22 +29,6 @@ class Seen:
     known: t.Collection[str]
     base: t.Collection[str]
     collector_versions: t.Sequence[str]
-
-
-class TransactionPlan(Plan):
-    """All steps or none."""
-
-    def __init__(self, session: Session) -> None:
-        super().__init__()
-        self.session = session
-
-    def execute(self) -> None:
-        try:
-            with self.session.transaction():
-                super().execute()
-        except OperationError:
-            self.performed.clear()
-            raise
 
 
 class PowaServer(Operation):

@@ -35,3 +35,28 @@ def gather(rows: t.Iterable[t.Mapping[str, t.Any]], servers: t.Mapping[str, t.Ma
         one["functions"].setdefault(row["operation"], row["function_name"])
         one["query_source"] = one["query_source"] or row["query_source"]
     return [Datasource(name=name, servers=servers.get(name, {}), **one) for name, one in found.items()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One registered function of a datasource. ``priority`` orders functions of a snapshot, the lowest first."""
+
+    operation: str
+    function: str
+    query_source: str | None = None
+    query_cleanup: str | None = None
+    priority: float = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Registration:
+    """What the repository holds under one datasource's name.
+
+    PoWA 4 keeps the functions of each server apart (``entries`` by server id); PoWA 5 has one list for all (id None).
+    ``foreign`` is true where the name is one of PoWA's own; ``external`` where PoWA 5 looks for an extension of that name.
+    """
+
+    entries: t.Mapping[t.Optional[int], tuple[Entry, ...]]
+    enabled: t.Mapping[int, bool]
+    foreign: bool = False
+    external: bool = False

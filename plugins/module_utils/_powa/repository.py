@@ -19,7 +19,7 @@ import typing as t
 
 from .._errors import QueryFailed, Refused
 from .._sql.connection import Session, sql
-from .datasources import Datasource, gather
+from .datasources import Datasource, Entry, Registration, gather
 
 # Activated by powa_register_server itself, and never deactivated here.
 MANDATORY = ("pg_stat_statements",)
@@ -219,6 +219,61 @@ class Repository:
         """Extensions and custom datasources that have functions, by name."""
         raise NotImplementedError
 
+    # Custom datasources
+
+    # Whether the functions of a datasource are registered once for all servers.
+    shared_registration = True
+    # What may be registered for a datasource, in the order in which people think of it.
+    operations: tuple[str, ...] = ("snapshot", "aggregate", "purge", "reset")
+    # The statement in powa_NAME_unregister(_srvid integer).
+    unregister_template = ""
+
+    def unregister_statement(self, name: str) -> str:
+        """SQL for the body of a function that ends the registration of a datasource on the server _srvid."""
+        return self.unregister_template.format(schema='"%s"' % self.schema.replace('"', '""'), name=name)
+
+    def registration(self, name: str) -> Registration:
+        """All rows of one datasource."""
+        raise NotImplementedError
+
+    def registered_elsewhere(self, name: str, functions: t.Sequence[str]) -> list[tuple[str, str]]:
+        """(datasource, function) where another datasource has one of these functions."""
+        raise NotImplementedError
+
+    def register_datasource(self, name: str, entries: t.Sequence[Entry]) -> None:
+        """Make the functions known to all servers, where PoWA has one place for that."""
+
+    def enable_datasource(self, srvid: int, name: str, entries: t.Sequence[Entry], enabled: bool = True) -> None:
+        """Have a datasource collected from a server, with exactly these functions."""
+        raise NotImplementedError
+
+    def disable_datasource(self, srvid: int, name: str) -> None:
+        self.deactivate_extension(srvid, name)
+
+    def unregister_datasource(self, name: str) -> None:
+        """Remove all rows of a datasource, from all servers."""
+        raise NotImplementedError
+
+    def login(self, srvid: int) -> dict[str, t.Any]:
+        """What the collector connects to a server with: host, port, user, dbname, password. Never for a result or a message."""
+        return (
+            self.session.row(
+                self.statement("SELECT hostname AS host, port, username AS user, dbname, password FROM {powa_servers} WHERE id = %s"),
+                [srvid],
+            )
+            or {}
+        )
+
+    def data_roles(self, table: str) -> dict[str | None, frozenset[str]]:
+        """Rights that roles have on one of PoWA's own tables, by role (None: PUBLIC), the owner's left out."""
+        rows = self.session.rows(
+            "SELECT r.rolname AS role, array_agg(a.privilege_type::text) AS rights FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+            " CROSS JOIN LATERAL aclexplode(c.relacl) a LEFT JOIN pg_roles r ON r.oid = a.grantee"
+            " WHERE n.nspname = %s AND c.relname = %s AND a.grantee <> c.relowner AND a.privilege_type = ANY (%s) GROUP BY 1",
+            [self.schema, table, list(_ALL)],
+        )
+        return {row["role"]: frozenset(row["rights"]) for row in rows}
+
     def activate(self, srvid: int, name: str, before: Activation | None = None) -> None:
         """Activate one extension; ``before`` is what was seen of it on this server."""
         if before is not None and not before.complete:
@@ -384,6 +439,48 @@ class Repository4(Repository):
             enabled[row["srvid"]] = row["enabled"] and enabled.get(row["srvid"], True)
         return gather(({**row, "custom": row["name"] not in self.modules} for row in rows), servers)
 
+    shared_registration = False
+    operations = (*Repository.operations, "unregister")
+    unregister_template = "DELETE FROM {schema}.powa_functions WHERE srvid = _srvid AND module = '{name}'"
+
+    def registration(self, name: str) -> Registration:
+        rows = self.session.rows(
+            self.statement(
+                "SELECT srvid, operation, function_name AS function, query_source, query_cleanup, priority::float8 AS priority, enabled"
+                " FROM {powa_functions} WHERE module = %s AND srvid > 0 ORDER BY srvid, operation, function_name"
+            ),
+            [name],
+        )
+        enabled: dict[int, bool] = {}
+        entries: dict[int | None, tuple[Entry, ...]] = {}
+        for row in rows:
+            srvid = row.pop("srvid")
+            enabled[srvid] = row.pop("enabled") and enabled.get(srvid, True)
+            entries[srvid] = (*entries.get(srvid, ()), Entry(**row))
+        return Registration(entries, enabled, foreign=name in self.modules)
+
+    def registered_elsewhere(self, name: str, functions: t.Sequence[str]) -> list[tuple[str, str]]:
+        rows = self.session.rows(
+            self.statement("SELECT DISTINCT module, function_name FROM {powa_functions} WHERE module <> %s AND function_name = ANY (%s) ORDER BY 1, 2"),
+            [name, list(functions)],
+        )
+        return [(row["module"], row["function_name"]) for row in rows]
+
+    def enable_datasource(self, srvid: int, name: str, entries: t.Sequence[Entry], enabled: bool = True) -> None:
+        # There is no key: what is there twice is collected twice.
+        self.forget(srvid, name)
+        for entry in entries:
+            self.session.execute(
+                self.statement(
+                    "INSERT INTO {powa_functions} (srvid, module, operation, function_name, query_source, query_cleanup, added_manually, enabled, priority)"
+                    " VALUES (%s, %s, %s, %s, %s, %s, true, %s, %s)"
+                ),
+                [srvid, name, entry.operation, entry.function, entry.query_source, entry.query_cleanup, enabled, entry.priority],
+            )
+
+    def unregister_datasource(self, name: str) -> None:
+        self.session.execute(self.statement("DELETE FROM {powa_functions} WHERE module = %s"), [name])
+
     def forget(self, srvid: int, name: str) -> None:
         self.session.execute(self.statement("DELETE FROM {powa_functions} WHERE srvid = %s AND module = %s"), [srvid, name])
 
@@ -454,6 +551,63 @@ class Repository5(Repository):
             )
         )
         return gather(rows, servers)
+
+    unregister_template = "DELETE FROM {schema}.powa_extension_config WHERE srvid = _srvid AND extname = '{name}'"
+
+    def registration(self, name: str) -> Registration:
+        known = self.session.row(self.statement("SELECT external, added_manually FROM {powa_extensions} WHERE extname = %s"), [name])
+        rows = self.session.rows(
+            self.statement(
+                "SELECT operation, function_name AS function, query_source, query_cleanup, priority::float8 AS priority"
+                " FROM {powa_extension_functions} WHERE extname = %s ORDER BY operation, function_name"
+            ),
+            [name],
+        )
+        config = self.session.rows(self.statement("SELECT srvid, enabled FROM {powa_extension_config} WHERE extname = %s AND srvid > 0"), [name])
+        # A module or a database module may bear the name as well; the collector would take it for the same thing.
+        taken = self.session.value(
+            self.statement("SELECT EXISTS (SELECT FROM {powa_modules} WHERE module = %s) OR EXISTS (SELECT FROM {powa_db_modules} WHERE db_module = %s)"),
+            [name, name],
+        )
+        return Registration(
+            {None: tuple(Entry(**row) for row in rows)} if known else {},
+            {row["srvid"]: row["enabled"] for row in config},
+            foreign=bool(taken or (known and not known["added_manually"])),
+            external=bool(known and known["external"]),
+        )
+
+    def registered_elsewhere(self, name: str, functions: t.Sequence[str]) -> list[tuple[str, str]]:
+        rows = self.session.rows(
+            self.statement("SELECT extname, function_name FROM {powa_extension_functions} WHERE extname <> %s AND function_name = ANY (%s) ORDER BY 1, 2"),
+            [name, list(functions)],
+        )
+        return [(row["extname"], row["function_name"]) for row in rows]
+
+    def register_datasource(self, name: str, entries: t.Sequence[Entry]) -> None:
+        # external: PoWA would look for an extension of that name on both sides.
+        self.session.execute(
+            self.statement(
+                "INSERT INTO {powa_extensions} (extname, external, added_manually) VALUES (%s, false, true)"
+                " ON CONFLICT (extname) DO UPDATE SET external = false"
+            ),
+            [name],
+        )
+        self.session.execute(self.statement("DELETE FROM {powa_extension_functions} WHERE extname = %s"), [name])
+        for entry in entries:
+            self.session.execute(
+                self.statement(
+                    "INSERT INTO {powa_extension_functions} (extname, operation, function_name, query_source, query_cleanup, added_manually, priority)"
+                    " VALUES (%s, %s, %s, %s, %s, true, %s)"
+                ),
+                [name, entry.operation, entry.function, entry.query_source, entry.query_cleanup, entry.priority],
+            )
+
+    def enable_datasource(self, srvid: int, name: str, entries: t.Sequence[Entry], enabled: bool = True) -> None:
+        self.activate(srvid, name)
+
+    def unregister_datasource(self, name: str) -> None:
+        # Functions and servers go with it.
+        self.session.execute(self.statement("DELETE FROM {powa_extensions} WHERE extname = %s AND added_manually"), [name])
 
     def group_roles(self) -> dict[str, str | None]:
         """Name of the actual role by PoWA's name for it; None where this database has not taken over the cluster's roles."""

@@ -147,6 +147,37 @@ class Session:
         with self._connection.transaction():
             yield
 
+    @contextlib.contextmanager
+    def rehearsal(self) -> t.Iterator[None]:
+        """A transaction, or a part of one, that is rolled back in any case."""
+        with self._connection.transaction(force_rollback=True):
+            yield
+
+    def copy_out(self, statement: t.Any) -> bytes:
+        """What COPY ... TO STDOUT sends."""
+        try:
+            with self._connection.cursor() as cursor, cursor.copy(statement) as copy:
+                return b"".join(bytes(block) for block in copy)
+        except psycopg.Error as error:
+            raise self._query_failure(error) from error
+
+    def copy_in(self, statement: t.Any, data: bytes) -> None:
+        """Feed COPY ... FROM STDIN."""
+        try:
+            with self._connection.cursor() as cursor, cursor.copy(statement) as copy:
+                copy.write(data)
+        except psycopg.Error as error:
+            raise self._query_failure(error) from error
+
+    def columns(self, query: t.Any, parameters: t.Any = None) -> list[tuple[str, int]]:
+        """Names and type oids of the columns that a query yields. Runs it."""
+        try:
+            with self._connection.cursor() as cursor:
+                cursor.execute(query, parameters)
+                return [(column.name, column.type_code) for column in cursor.description or ()]
+        except psycopg.Error as error:
+            raise self._query_failure(error) from error
+
     def start(self, statement: str) -> None:
         """Send one statement by the simple protocol and do not wait for the answer."""
         pgconn = self._connection.pgconn
