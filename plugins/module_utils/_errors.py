@@ -75,3 +75,7 @@ class RolledBack(OperationError):
 
 class NotConfirmed(OperationError):
     """All steps were done, and the state afterwards is not the wanted one."""
+
+
+class Unhealthy(OperationError):
+    """What was observed is worse than the task accepts; ``facts`` hold all of it."""

@@ -16,7 +16,7 @@ import typing as t
 from .._errors import InvalidInput, NotConfirmed, NotReachable, Refused, WaitTimeout
 from .._module import Context, Operation
 from .._plan import Plan
-from .._powa.collector import ALIVE, RUNNING, Collector, collector_versions
+from .._powa.collector import ALIVE, NO_WORKER, RUNNING, Collector, collector_versions
 from .._powa.repository import Registered, Repository, open_repository
 from .._sql.connection import Session, Target, connect
 from .._wait import Deadline
@@ -24,7 +24,6 @@ from .._wait import Deadline
 # A collector that was just started connects within this time, and so do its workers. In seconds.
 START_SECONDS = 10
 POLL_SECONDS = 0.5
-_NO_WORKER = "none"
 _ERROR_LENGTH = 500
 
 
@@ -39,7 +38,7 @@ class Seen:
     strays: t.Sequence[int]
 
     def worker(self, server: Registered) -> str:
-        return self.workers.get(server.id, _NO_WORKER)
+        return self.workers.get(server.id, NO_WORKER)
 
     @property
     def not_running(self) -> list[Registered]:

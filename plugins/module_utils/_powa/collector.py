@@ -21,6 +21,7 @@ import typing as t
 from .._errors import NotReachable, QueryFailed, Refused
 from .._sql.connection import Session, sql
 from .._wait import Deadline
+from .repository import version_tuple
 
 # The collector looks for requests at least every 10 s.
 ANSWER_SECONDS = 15
@@ -28,6 +29,8 @@ ANSWER_SECONDS = 15
 ASK_ONE_BY_ONE_ABOVE = 100
 
 RUNNING = "running"
+# Our word for a server that the collector does not name.
+NO_WORKER = "none"
 # A server without one of these has no worker thread, and only RELOAD makes one.
 ALIVE = (RUNNING, "no connection to remote server", "no connection to repository server", "stopping", "Unknown")
 
@@ -43,6 +46,13 @@ def collector_versions(session: Session) -> list[str]:
     )
     found = [_MAIN_THREAD.match(row["name"]) for row in rows]
     return [one.group("version") if one else "" for one in found]
+
+
+def mismatch(collector: str, repository: str) -> str | None:
+    """Why a version of the collector cannot work with a version of the extension, or None."""
+    if collector and version_tuple(collector) < (1, 3) and version_tuple(repository) >= (5,):
+        return "powa-collector %s cannot work with PoWA %s: every worker ends at once. Install powa-collector 1.3 or later" % (collector, repository)
+    return None
 
 
 def parse_answer(payload: str) -> tuple[str, str, str]:

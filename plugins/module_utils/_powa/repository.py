@@ -292,11 +292,15 @@ class Repository:
     # Snapshots
 
     def snapshots(self) -> dict[int, dict[str, t.Any]]:
-        """By server id: ``snapshot_at`` (None before the first), ``snapshot_age_seconds``, ``errors`` (list of texts)."""
+        """By server id: ``snapshot_at``, ``snapshot_age_seconds``, the same for aggregate and purge (None before the first), ``errors`` (list of texts)."""
         rows = self.session.rows(
             self.statement(
                 "SELECT m.srvid, CASE WHEN isfinite(m.snapts) THEN m.snapts END AS snapshot_at,"
                 " CASE WHEN isfinite(m.snapts) THEN extract(epoch FROM clock_timestamp() - m.snapts)::float8 END AS snapshot_age_seconds,"
+                " CASE WHEN isfinite(m.aggts) THEN m.aggts END AS aggregate_at,"
+                " CASE WHEN isfinite(m.aggts) THEN extract(epoch FROM clock_timestamp() - m.aggts)::float8 END AS aggregate_age_seconds,"
+                " CASE WHEN isfinite(m.purgets) THEN m.purgets END AS purge_at,"
+                " CASE WHEN isfinite(m.purgets) THEN extract(epoch FROM clock_timestamp() - m.purgets)::float8 END AS purge_age_seconds,"
                 " coalesce(m.errors, '{{}}') AS errors FROM {powa_snapshot_metas} m WHERE m.srvid > 0"
             )
         )
