@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import psycopg
 import pytest
 from lab import PRELOAD, call_module, four_steps, wait_until
 
@@ -68,10 +69,198 @@ def site(lab, generation):
     return Site(lab, generation)
 
 
-def test_from_a_declaration_to_history(site):
+def deployed(site, declared, names=("one", "two"), **more):
+    """Both sides of a datasource; the result is that of the repository."""
+    for name in names:
+        site.must("powa_datasource", site.remote(declared, name))
+    return site.must("powa_datasource", site.store(declared, servers=list(names), **more))
+
+
+def snapshot(site, *servers):
+    """What the collector does for each server, without waiting for it: copy, then powa_take_snapshot, as its role."""
+    for name in servers:
+        srvid = site.srvid(name)
+        remote, store = site.remotes[name], site.repository
+        with (
+            psycopg.connect(host="127.0.0.1", port=remote.port, user="monitor", password=PASSWORDS["monitor"], dbname="powa") as source,
+            psycopg.connect(host="127.0.0.1", port=store.port, user="collector", password=PASSWORDS["collector"], dbname="powa") as target,
+        ):
+            sources = target.execute(
+                "SELECT query_source FROM powa_functions WHERE srvid = %s AND operation = 'snapshot' AND enabled"
+                " AND query_source ~ '^powa_(sizes|manual|counted)'",
+                [srvid],
+            ).fetchall()
+            for (query_source,) in sources:
+                with source.cursor() as out, out.copy("COPY (SELECT %d, * FROM public.%s(0)) TO STDOUT" % (srvid, query_source)) as rows:
+                    data = b"".join(map(bytes, rows))
+                with target.cursor() as into, into.copy("COPY public.%s_tmp FROM STDIN" % query_source) as copy:
+                    copy.write(data)
+            assert target.execute("SELECT public.powa_take_snapshot(%s)", [srvid]).fetchone() == (0,), target.execute(
+                "SELECT errors FROM public.powa_snapshot_metas WHERE srvid = %s", [srvid]
+            ).fetchone()
+
+
+def aggregate_next(site, name):
+    """Let the next snapshot of a server aggregate, and the one behind it purge."""
+    srvid = site.srvid(name)
+    shift = srvid % 20 if site.generation.name == "powa5" else 0
+    site.rows("UPDATE powa_snapshot_metas SET coalesce_seq = 5 - %s + 20 WHERE srvid = %s", shift % 5, srvid)
+
+
+def test_what_a_declaration_generates_collects_aggregates_and_purges(site):
+    """With the real collector."""
     for name in site.remotes:
         result = four_steps("powa_datasource", site.remote(DECLARED, name))
         assert result["plan"] == ["create function powa_sizes_src"] and result["query_source"] == "powa_sizes_src"
     result = four_steps("powa_datasource", site.store(DECLARED))
-    print(result)
     assert result["servers"] == [{"alias": "one", "active": True}, {"alias": "two", "active": True}]
+    assert result["checked_servers"] == [] and "create the tables of sizes" in result["plan"]
+    assert site.value("SELECT count(*) FROM powa_sizes_history_current") == 0  # the trial snapshot was rolled back
+    site.collector.start()
+    try:
+        login = {**site.repository.login, "login_user": "collector", "login_password": PASSWORDS["collector"]}
+        site.must("powa_collector", {**login, "wait_snapshot": "any", "timeout": 90})
+        assert site.value("SELECT count(DISTINCT srvid) FROM powa_sizes_history_current") == 2
+        assert site.value("SELECT count(*) FROM powa_sizes_src_tmp") == 0
+        for name, remote in site.remotes.items():
+            stored = dict(site.rows("SELECT DISTINCT ON (datname) datname, size FROM powa_sizes_samples(%s) ORDER BY datname, ts", site.srvid(name)))
+            assert set(stored) == {"postgres", "powa", "template1", "template0"}
+            assert abs(stored["template0"] - remote.value("SELECT pg_database_size('template0')")) < 1 << 20
+        aggregate_next(site, "one")
+        one = site.srvid("one")
+        wait_until(lambda: site.value("SELECT count(*) FROM powa_sizes_history WHERE srvid = %s", one) > 0, 60)
+        assert site.value("SELECT count(*) FROM powa_sizes_history WHERE srvid = %s AND array_length(records, 1) >= 1", one) == 4
+        site.must("powa_server", {**site.repository.login, "servers": [{**site.entry("one"), "retention": "1 second"}]})
+        # Purging comes with the snapshot behind the one that aggregates.
+        wait_until(lambda: site.value("SELECT count(*) FROM powa_sizes_history WHERE srvid = %s", one) == 0, 60)
+        assert not any(site.value("SELECT errors FROM powa_snapshot_metas WHERE srvid = %s", site.srvid(name)) for name in site.remotes)
+    finally:
+        site.collector.stop()
+    site.must("powa_server", {**site.repository.login, "servers": [{**site.entry("one"), "retention": "1 day"}]})
+    # A server that goes takes its history with it.
+    site.rows("INSERT INTO powa_sizes_src_tmp VALUES (%s, now(), 'left', 1, 1)", site.srvid("two"))
+    gone = site.srvid("two")
+    site.must("powa_server", {**site.repository.login, "servers": [{"alias": "two", "state": "absent", "purge": True}]})
+    for table in ("powa_sizes_history", "powa_sizes_history_current", "powa_sizes_src_tmp"):
+        assert site.value("SELECT count(*) FROM %s WHERE srvid = %d" % (table, gone)) == 0, table
+    # One that is registered later gets it with the next run.
+    site.must("powa_server", {**site.repository.login, "servers": [site.entry("two")]})
+    again = four_steps("powa_datasource", site.store(DECLARED))
+    assert again["plan"] == ['activate sizes on server "two"']
+
+
+def counted(columns, query):
+    return {"name": "counted", "columns": [dict(zip(("name", "type", "kind"), column)) for column in columns], "query": query}
+
+
+BEFORE = counted(
+    [("what", "text", "label"), ("n", "integer", "counter"), ("level", "integer", "gauge")],
+    "SELECT * FROM (VALUES ('a', 10, 1), ('b', 20, 2)) AS v(what, n, level)",
+)
+
+
+def test_rates_are_differences_by_time_and_a_reset_is_no_rate(site):
+    deployed(site, BEFORE, ["one"])
+    srvid = site.srvid("one")
+    # Samples as a collector stored them: 100 in 10 s, a reset, 5 in 5 s, half of them aggregated already.
+    record = "ROW(timestamptz '2026-01-01 00:00:00+00' + interval '1 s' * %d, %d, %d)::powa_counted_record"
+    records = "ARRAY[%s]" % ", ".join(record % one for one in ((0, 0, 7), (10, 100, 8)))
+    site.rows("INSERT INTO powa_counted_history SELECT %%s, 'a', tstzrange(min(ts), max(ts), '[]'), %s FROM unnest(%s)" % (records, records), srvid)
+    for one in ((15, 1, 9), (20, 6, 9)):
+        site.rows("INSERT INTO powa_counted_history_current VALUES (%%s, 'a', %s)" % (record % one), srvid)
+        site.rows("INSERT INTO powa_counted_history_current VALUES (%%s, 'b', %s)" % (record % one), srvid)
+    rates = site.rows("SELECT what, extract(epoch FROM ts)::int %% 60, level, n_per_second FROM powa_counted_rates(%s) ORDER BY 1, 2", srvid)
+    assert rates == [("a", 0, 7, None), ("a", 10, 8, 10.0), ("a", 15, 9, None), ("a", 20, 9, 1.0), ("b", 15, 9, None), ("b", 20, 9, 1.0)]
+    window = site.rows("SELECT what, n FROM powa_counted_samples(_from => '2026-01-01 00:00:05+00', _to => '2026-01-01 00:00:15+00') ORDER BY 1, ts")
+    assert window == [("a", 100), ("a", 1), ("b", 1)]
+    assert site.value("SELECT count(*) FROM powa_counted_samples(%s)", srvid + 1000) == 0
+
+
+AFTER = counted(
+    [("level", "numeric", "gauge"), ("extra", "text", "label"), ("what", "text", "label"), ("n", "bigint", "counter"), ("m", "double precision", "gauge")],
+    "SELECT 1 AS level, 'x' AS extra, 'a' AS what, 5000000000 AS n, 0.5 AS m",
+)
+
+
+def test_another_declaration_migrates_the_history(site):
+    """Follows the test of rates: the same datasource with samples in both tables."""
+    one = site.srvid("one")
+    before = site.rows("SELECT what, ts, n, level FROM powa_counted_samples(%s) ORDER BY 1, 2", one)
+    assert len(before) == 6
+    site.rows("GRANT SELECT ON powa_counted_history TO pg_monitor")
+    # The source of the server does not yield it yet.
+    early = call_module("powa_datasource", site.store(AFTER, servers=["one"]))
+    assert early["failed"] and early["faults"][0]["check"] == "transient_columns" and early["changed"] is False, early
+    four_steps("powa_datasource", site.remote(AFTER))
+    result = four_steps("powa_datasource", site.store(AFTER, servers=["one"]))
+    changes = ["add extra text", "add m double precision", "change level from integer to numeric", "change n from integer to bigint"]
+    assert result["plan"][0] == "migrate the history of counted: " + ", ".join(changes)
+    assert site.rows("SELECT what, ts, n, level FROM powa_counted_samples(%s) ORDER BY 1, 2", one) == before
+    assert site.value("SELECT count(*) FROM powa_counted_samples(%s) WHERE extra IS NULL AND m IS NULL", one) == 6
+    assert site.value("SELECT has_table_privilege('pg_monitor', 'powa_counted_history', 'SELECT')")
+    assert site.value("SELECT count(*) FROM pg_class WHERE relname LIKE 'powa\\_counted%%old%%'") == 0
+    snapshot(site, "one")
+    aggregate_next(site, "one")
+    snapshot(site, "one")
+    assert site.rows("SELECT n, level, extra, m FROM powa_counted_samples(%s) WHERE extra IS NOT NULL", one) == [(5000000000, 1, "x", 0.5)] * 2
+    assert site.value("SELECT count(*) FROM powa_counted_history_current") == 0
+
+    # What would lose history is refused, before anything is changed.
+    less = counted([("what", "text", "label"), ("n", "bigint", "counter")], "SELECT 'a' AS what, 1 AS n")
+    refused = call_module("powa_datasource", site.store(less, servers=["one"], check_source=False))
+    assert refused["failed"] and "no longer has extra, level, m, whose history would be lost" in refused["msg"] and "purge=true" in refused["msg"], refused
+    other = counted([("what", "inet", "label"), ("n", "bigint", "counter")], "SELECT NULL::inet AS what, 1 AS n")
+    refused = call_module("powa_datasource", site.store(other, servers=["one"], check_source=False, purge=True))
+    assert refused["failed"] and 'column "what" of counted has a history of type text, which cannot become inet' in refused["msg"], refused
+    assert site.value("SELECT count(*) FROM powa_counted_samples(%s)", one) == 8
+    # A label that becomes a metric and the other way round, and a column that goes with consent.
+    turned = counted([("what", "text", "gauge"), ("level", "numeric", "label"), ("n", "bigint", "counter")], "SELECT 'a' AS what, 1 AS level, 2 AS n")
+    four_steps("powa_datasource", site.remote(turned))
+    four_steps("powa_datasource", site.store(turned, servers=["one"], purge=True))
+    assert site.rows("SELECT what, ts, n, level FROM powa_counted_samples(%s, _to => '2026-06-01') ORDER BY 1, 2", one) == before
+    # Values that do not fit: the server says so and nothing has changed.
+    narrow = counted([("what", "text", "gauge"), ("level", "numeric", "label"), ("n", "integer", "counter")], "SELECT 'a' AS what, 1 AS level, 2 AS n")
+    refused = call_module("powa_datasource", site.store(narrow, servers=["one"], check_source=False))
+    assert refused["failed"] and "out of range" in refused["msg"] and refused["performed"] == [], refused
+    assert site.rows("SELECT what, ts, n, level FROM powa_counted_samples(%s, _to => '2026-06-01') ORDER BY 1, 2", one) == before
+
+
+def test_absent_stops_collecting_and_drops_history_only_with_consent(site):
+    one = site.srvid("one")
+    declared = {"name": "counted", "state": "absent"}
+    result = four_steps("powa_datasource", site.store(declared))
+    assert result["plan"] == ["unregister counted"] and result["history_bytes"] > 0
+    assert site.value("SELECT count(*) FROM powa_functions WHERE function_name LIKE 'powa_counted%%'") == 0
+    assert site.value("SELECT count(*) FROM powa_counted_samples(%s)", one) > 0
+    result = four_steps("powa_datasource", site.store(declared, purge=True))
+    assert len(result["plan"]) == 1 and result["plan"][0].startswith("drop the tables and functions of counted with "), result
+    assert site.value("SELECT count(*) FROM pg_class WHERE relname LIKE 'powa_counted%%'") == 0
+    assert site.value("SELECT count(*) FROM pg_proc WHERE proname LIKE 'powa_counted%%'") == 0
+    assert four_steps("powa_datasource", site.remote(declared))["plan"] == ["drop function powa_counted_src"]
+    assert site.value("SELECT count(*) FROM powa_sizes_samples()") >= 0  # another datasource is left alone
+
+
+def test_the_servers_it_is_active_on(site):
+    deployed(site, BEFORE, ["one", "two"])
+    only = four_steps("powa_datasource", site.store(BEFORE, servers=["two"], servers_exact=True))
+    assert only["plan"] == ['deactivate counted on server "one"'] and [one["active"] for one in only["servers"]] == [False, True]
+    assert four_steps("powa_datasource", site.store(BEFORE, servers=["two"]), expect_change=False)["checked_servers"] == []
+    assert four_steps("powa_datasource", site.store(BEFORE, servers=["one"]))["plan"] == ['activate counted on server "one"']
+    unknown = call_module("powa_datasource", site.store(BEFORE, servers=["one", "three"]))
+    assert unknown["failed"] and unknown["error"] == "InvalidInput" and "servers names three" in unknown["msg"] and "one, two" in unknown["msg"]
+    # What was registered twice or half by hand is put right.
+    if site.generation.name == "powa4":
+        site.rows("INSERT INTO powa_functions SELECT * FROM powa_functions WHERE module = 'counted' AND operation = 'snapshot'")
+        mended = four_steps("powa_datasource", site.store(BEFORE))
+        assert mended["plan"] == ['correct the registration of counted on server "%s"' % name for name in ("one", "two")]
+    else:
+        site.rows("UPDATE powa_extensions SET external = true WHERE extname = 'counted'")
+        site.rows("DELETE FROM powa_extension_functions WHERE extname = 'counted' AND operation = 'purge'")
+        assert four_steps("powa_datasource", site.store(BEFORE))["plan"] == ["register the functions of counted"]
+    # So is a function that somebody changed.
+    site.rows("CREATE OR REPLACE FUNCTION powa_counted_purge(_srvid integer) RETURNS void LANGUAGE plpgsql AS 'BEGIN END'")
+    mended = four_steps("powa_datasource", site.store(BEFORE))
+    assert mended["plan"] == ["replace function powa_counted_purge"] and "BEGIN END" in mended["diff"][0]["before"]
+    # powa_NAME_unregister does for one server what people know from PoWA's own.
+    assert site.value("SELECT powa_counted_unregister(%s)", site.srvid("two")) is True
+    assert [one["active"] for one in call_module("powa_datasource", site.store(BEFORE, servers=["one"]))["servers"]] == [True, False]
