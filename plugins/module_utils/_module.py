@@ -147,8 +147,10 @@ class _Module(AnsibleModule):
         self.params = {key: value for key, value in self.params.items() if value != ""}
         # Before the arguments are logged.
         self.no_log_values.update(_secrets_in(self.params))
-        with contextlib.suppress(TypeError):  # a dictionary may be given as text
-            self.no_log_values.update(_secrets_in(check_type_dict(self.params.get("connect_params"))))
+        for option, value in self.params.items():
+            if option.endswith("connect_params"):
+                with contextlib.suppress(TypeError):  # a dictionary may be given as text
+                    self.no_log_values.update(_secrets_in(check_type_dict(value)))
 
 
 def run(operation_class: t.Callable[[t.Mapping[str, t.Any], Context], Operation], spec: ArgumentSpec, needs_psycopg: bool = True) -> None:

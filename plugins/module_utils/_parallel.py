@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import collections
 import threading
 import typing as t
 
@@ -18,23 +19,27 @@ T = t.TypeVar("T")
 R = t.TypeVar("R")
 
 
-def ask_all(items: t.Sequence[T], ask: t.Callable[[T], R], deadline: Deadline) -> list[t.Union[R, OperationError]]:
-    """Call ``ask`` for every item, each in a thread of its own; answers come in the order of the items.
+def ask_all(items: t.Sequence[T], ask: t.Callable[[T], R], deadline: Deadline, at_most: int = 0) -> list[t.Union[R, OperationError]]:
+    """Call ``ask`` for every item, each in a thread of its own or ``at_most`` so many at a time; answers come in the order of the items.
 
     An OperationError is an answer. An item that has not answered when the deadline passes is answered with WaitTimeout
     and left alone: its thread is a daemon and does not keep the process alive, so two hung servers cost one limit.
     """
     answers: dict[int, t.Any] = {}
+    waiting = collections.deque(enumerate(items))
 
-    def work(position: int, item: T) -> None:
-        try:
-            answers[position] = ask(item)
-        except OperationError as error:
-            answers[position] = error
-        except BaseException as error:  # a fault of ours must not vanish with its thread
-            answers[position] = error
+    def work() -> None:
+        while not deadline.passed:
+            try:
+                position, item = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                answers[position] = ask(item)
+            except BaseException as error:  # a fault of ours must not vanish with its thread
+                answers[position] = error
 
-    threads = [threading.Thread(target=work, args=(position, item), daemon=True) for position, item in enumerate(items)]
+    threads = [threading.Thread(target=work, daemon=True) for _number in range(min(at_most or len(items), len(items)))]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,21 +1,20 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""powa_server on a real repository with PoWA 4."""
+"""powa_server on a real repository: what is the same with every PoWA."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
-from lab import call_module, four_steps
+from lab import GENERATIONS, call_module, four_steps
 
 PASSWORD = "remote-secret-%d"
-BASE = ["pg_stat_bgwriter", "pg_stat_statements", "powa_stat_all_relations", "powa_stat_user_functions"]
 
 
 @pytest.fixture(scope="module")
 def server(lab):
-    return lab.postgres("repository").init().start()
+    return lab.postgres("repository", system=GENERATIONS[0].system).init().start()
 
 
 @pytest.fixture
@@ -37,30 +36,6 @@ def rows(repository, columns="alias, hostname, port, frequency"):
 
 def prod(number, **more):
     return {"alias": "prod%d" % number, "host": "10.0.0.%d" % number, "frequency": 60, **more}
-
-
-def test_registers_many_at_once(repository):
-    result = four_steps(
-        "powa_server",
-        options(
-            repository,
-            prod(1, password=PASSWORD % 1, retention="24 hours", extensions=["pg_wait_sampling", "pg_qualstats", "hypopg"]),
-            prod(2, port=5433, user="monitor", dbname="stats", powa_coalesce=10, retention="2 days", allow_ui_connection=False),
-            {"alias": "quiet", "host": "10.0.0.3", "state": "inactive"},
-        ),
-    )
-    first, second, quiet = result["servers"]
-    assert first["has_password"] is True and first["extensions"] == sorted([*BASE, "pg_wait_sampling", "pg_qualstats"]) and first["state"] == "present"
-    assert {key: second[key] for key in ("host", "port", "user", "dbname", "powa_coalesce", "retention", "allow_ui_connection", "has_password")} == {
-        "host": "10.0.0.2", "port": 5433, "user": "monitor", "dbname": "stats", "powa_coalesce": 10, "retention": "2 days", "allow_ui_connection": False,
-        "has_password": False,
-    }  # fmt: skip
-    assert quiet["state"] == "inactive" and quiet["frequency"] == -1
-    assert rows(repository) == [("prod1", "10.0.0.1", 5432, 60), ("prod2", "10.0.0.2", 5433, 60), ("quiet", "10.0.0.3", 5432, -1)]
-    assert rows(repository, "password")[0] == (PASSWORD % 1,)
-    assert result["collector_reload_required"] is True and result["collector_restart_required"] is False and result["collector_running"] is False
-    assert result["collector_reasons"] == ['server "prod1" is new', 'server "prod2" is new'] and result["repository_version"] == "4.1.4"
-    assert "remote-secret" not in json.dumps(result) and result["diff"][0]["after"]["password"] == "(set)"
 
 
 def test_changes_only_what_is_named(repository):
@@ -95,29 +70,6 @@ def test_found_by_address_when_the_alias_is_new_and_moved_when_it_is_known(repos
     assert moved["collector_restart_required"] is True and moved["collector_reload_required"] is False
 
 
-def test_extensions_are_a_set(repository):
-    call_module("powa_server", options(repository, prod(1, extensions=["pg_qualstats", "pg_stat_kcache"])))
-    four_steps("powa_server", options(repository, prod(1, extensions=["pg_stat_kcache", "pg_qualstats"])), expect_change=False)
-    more = four_steps("powa_server", options(repository, prod(1, extensions=["pg_wait_sampling"])))
-    assert more["servers"][0]["extensions"] == sorted([*BASE, "pg_qualstats", "pg_stat_kcache", "pg_wait_sampling"])
-    exact = four_steps("powa_server", options(repository, prod(1, extensions=["pg_wait_sampling"]), extensions_exact=True))
-    assert exact["servers"][0]["extensions"] == sorted([*BASE, "pg_wait_sampling"])
-    assert exact["plan"] == ['deactivate pg_qualstats, deactivate pg_stat_kcache on server "prod1"']
-    back = four_steps("powa_server", options(repository, prod(1, extensions=["pg_qualstats"])))
-    assert "pg_qualstats" in back["servers"][0]["extensions"] and back["collector_reasons"] == []
-    none = four_steps("powa_server", options(repository, prod(1, extensions=[]), extensions_exact=True))
-    assert none["servers"][0]["extensions"] == BASE
-
-
-def test_rows_of_an_extension_that_were_lost_come_back(repository):
-    call_module("powa_server", options(repository, prod(1, extensions=["pg_qualstats"])))
-    repository.sql("DELETE FROM powa_functions WHERE srvid > 0 AND module = 'pg_qualstats' AND operation = 'aggregate'", dbname="powa")
-    result = four_steps("powa_server", options(repository, prod(1, extensions=["pg_qualstats"])))
-    assert result["plan"] == ['activate pg_qualstats on server "prod1"']
-    counts = repository.sql("SELECT operation, count(*) FROM powa_functions WHERE srvid > 0 AND module = 'pg_qualstats' GROUP BY 1 ORDER BY 1", dbname="powa")
-    assert counts == [("aggregate", 1), ("purge", 1), ("reset", 1), ("snapshot", 1), ("unregister", 1)]
-
-
 def test_inactive_and_active_again(repository):
     call_module("powa_server", options(repository, prod(1)))
     stopped = four_steps("powa_server", options(repository, {"alias": "prod1", "state": "inactive"}))
@@ -125,20 +77,6 @@ def test_inactive_and_active_again(repository):
     assert four_steps("powa_server", options(repository, {"alias": "prod1", "frequency": -1}), expect_change=False)["servers"][0]["state"] == "inactive"
     again = four_steps("powa_server", options(repository, prod(1)))
     assert rows(repository, "frequency") == [(60,)] and again["collector_reload_required"] is True and again["collector_restart_required"] is False
-
-
-def test_absent_needs_purge_and_then_leaves_nothing(repository):
-    call_module("powa_server", options(repository, prod(1), prod(2)))
-    first = repository.value("SELECT id FROM powa_servers WHERE alias = 'prod1'", dbname="powa")
-    repository.sql("INSERT INTO powa_databases_src_tmp VALUES (%s, 1, 'left')", [first], dbname="powa")
-    refused = call_module("powa_server", options(repository, {"alias": "prod1", "state": "absent"}))
-    assert refused["failed"] and refused["error"] == "Refused" and "Set purge to true" in refused["msg"] and len(rows(repository)) == 2
-    gone = four_steps("powa_server", options(repository, {"alias": "prod1", "state": "absent", "purge": True}))
-    assert rows(repository, "alias") == [("prod2",)] and gone["collector_restart_required"] is True and gone["servers"] == []
-    assert repository.value("SELECT count(*) FROM powa_functions WHERE srvid = %s", [first], dbname="powa") == 0
-    assert repository.value("SELECT count(*) FROM powa_databases_src_tmp", dbname="powa") == 0
-    nothing = four_steps("powa_server", options(repository, {"alias": "never", "state": "absent"}), expect_change=False)
-    assert nothing["servers"] == []
 
 
 def test_an_address_can_pass_to_another_alias_in_one_call(repository):
@@ -169,7 +107,7 @@ def test_an_empty_list_reads_all(repository):
         ([prod(1, frequency=4)], "InvalidInput", "frequency is 4"),
         ([prod(1, retention="soon")], "InvalidInput", 'invalid input syntax for type interval: "soon"'),
         ([prod(1, retention="-1 day")], "InvalidInput", 'retention is "-1 day"'),
-        ([prod(1, extensions=["pg_nonsense"])], "Refused", "PoWA does not know pg_nonsense"),
+        ([prod(1, extensions=["pg_nonsense"])], "Refused", "PoWA does not know the extension pg_nonsense"),
         ([prod(1), prod(2, host="10.0.0.1")], "InvalidInput", "same host and port twice: 10.0.0.1:5432"),
         ([{"alias": "prod9"}], "InvalidInput", "names no host"),
     ],

@@ -87,3 +87,26 @@ def test_a_fault_of_ours_is_raised_here(fault):
     with pytest.raises(type(fault)) as caught:
         ask_all([1, 2, 3], ask, Deadline(5))
     assert caught.value is fault
+
+
+def test_no_more_than_so_many_are_asked_at_a_time():
+    now, most, lock = [], [0], threading.Lock()
+
+    def ask(item):
+        with lock:
+            now.append(item)
+            most[0] = max(most[0], len(now))
+        time.sleep(0.02)
+        with lock:
+            now.remove(item)
+        return -item
+
+    assert ask_all(list(range(20)), ask, Deadline(10), at_most=4) == [-item for item in range(20)]
+    assert most[0] == 4
+
+
+def test_who_is_never_reached_has_not_answered():
+    release = threading.Event()
+    answers = ask_all(["hung", "next"], lambda item: release.wait(5), Deadline(0.2), at_most=1)
+    release.set()
+    assert [type(answer) for answer in answers] == [WaitTimeout, WaitTimeout]

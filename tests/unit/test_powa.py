@@ -4,13 +4,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from ansible_collections.pgfleet.ops.plugins.module_utils._errors import InvalidInput, QueryFailed, Refused
 from ansible_collections.pgfleet.ops.plugins.module_utils._powa import collector, preload, servers
 from ansible_collections.pgfleet.ops.plugins.module_utils._powa.datasources import Datasource
 from ansible_collections.pgfleet.ops.plugins.module_utils._powa.repository import (
     Activation,
+    DbModule,
     Installed,
+    Known,
     Registered,
     Repository4,
     Repository5,
@@ -134,17 +138,20 @@ def test_purge_does_not_believe_the_function_and_empties_what_4_forgets():
 
 
 def test_damaged_rows_are_removed_before_activation_on_4_only():
-    repository, session = four(powa_activate_extension=[{"done": True}])
-    repository.activate(5, "pg_qualstats", Activation(enabled=True, complete=False))
-    assert session.texts[1:] == [
-        'DELETE FROM "public"."powa_functions" WHERE srvid = %s AND module = %s', 'SELECT "public"."powa_activate_extension"(%s::integer, %s::text)'
+    repository, session = four(powa_activate_extension=[{"name": "pg_qualstats", "done": True}])
+    repository.activate(5, ["pg_qualstats"], ["pg_qualstats"])
+    assert [text.split(" WHERE")[0].split(" AS done")[0] for text in session.texts[1:]] == [
+        'DELETE FROM "public"."powa_functions"', 'SELECT name, "public"."powa_activate_extension"(%s::integer, name)'
     ]  # fmt: skip
-    repository, session = four(powa_activate_extension=[{"done": True}])
-    repository.activate(5, "pg_qualstats", Activation(enabled=False))
+    repository, session = four(powa_activate_extension=[{"name": "pg_qualstats", "done": True}])
+    repository.activate(5, ["pg_qualstats"])
     assert len(session.texts) == 2
-    repository, session = four(powa_activate_extension=[{"done": False}])
-    with pytest.raises(QueryFailed, match="activate pg_qualstats"):
-        repository.activate(5, "pg_qualstats")
+    repository, session = five(powa_activate_extension=[{"name": "pg_qualstats", "done": True}])
+    repository.activate(5, ["pg_qualstats"], ["pg_qualstats"])
+    assert len(session.texts) == 1
+    repository, session = four(powa_activate_extension=[{"name": "a", "done": True}, {"name": "pg_qualstats", "done": False}])
+    with pytest.raises(QueryFailed, match="activate pg_qualstats on"):
+        repository.activate(5, ["a", "pg_qualstats"])
 
 
 def test_activations_of_4_are_judged_by_their_operations():
@@ -155,7 +162,8 @@ def test_activations_of_4_are_judged_by_their_operations():
     ]
     repository, _session = four(powa_functions=rows)
     assert repository.activations() == [
-        (1, "pg_qualstats", Activation(True, False)), (1, "pg_track_settings", Activation(True, True)), (1, "my_datasource", Activation(False, True))
+        (1, "pg_qualstats", Activation(True, False)), (1, "pg_track_settings", Activation(True, True)),
+        (1, "my_datasource", Activation(False, True, custom=True))
     ]  # fmt: skip
 
 
@@ -176,7 +184,7 @@ def test_datasources_of_4_are_put_together_from_the_rows_of_each_server():
 def test_datasources_of_5_are_there_without_a_server():
     row = {"name": "mine", "custom": True, "operation": "snapshot", "function_name": "mine_snapshot", "query_source": "mine_src"}
     repository, _session = five(powa_extension_functions=[row, {**row, "name": "pg_qualstats", "custom": False}],
-                                powa_extension_config=[{"srvid": 3, "extname": "pg_qualstats", "enabled": False}])  # fmt: skip
+                                powa_extension_config=[{"srvid": 3, "extname": "pg_qualstats", "enabled": False, "custom": False}])  # fmt: skip
     mine, built_in = repository.datasources()
     assert mine == Datasource("mine", {"snapshot": "mine_snapshot"}, "mine_src", True, {})
     assert built_in.custom is False and built_in.servers == {3: False}
@@ -250,6 +258,9 @@ def wanted(**more):
         ({"extensions": ["powa_kcache"]}, "cannot be activated"),
         ({"extensions": ["Bad-Name"]}, "no name of an extension"),
         ({"password": "hidden", "clear_password": True}, "both password"),
+        ({"db_modules": [{"name": "a"}, {"name": "a"}]}, "twice"),
+        ({"db_modules": [{"name": "a", "state": "absent", "databases": ["b"]}]}, "to be absent and has databases"),
+        ({"db_modules": [{"name": "a", "databases": []}]}, "empty list"),
     ],
 )
 def test_bad_entries(more, words):
@@ -281,30 +292,120 @@ def test_activity():
     assert servers.column_changes(wanted(state="inactive"), registered(), {}) == {}
 
 
-def test_match():
-    register = servers.Register([registered(), registered(id=8, alias=None, host="10.0.0.2")])
-    assert servers.match(wanted(), register).id == 7
-    assert servers.match(wanted(alias="new", host="10.0.0.2"), register).id == 8
-    assert servers.match(wanted(host="10.0.0.3"), register).id == 7
-    assert servers.match(wanted(alias="new", host="10.0.0.9"), register) is None
-    with pytest.raises(Refused, match="Expected: one server"):
-        servers.match(wanted(host="10.0.0.2"), register)
-    # To be absent, only the alias counts, and an address must be the registered one.
-    assert servers.match(wanted(alias="new", host="10.0.0.2", state="absent"), register) is None
-    with pytest.raises(Refused, match="Correct host and port"):
-        servers.match(wanted(host="10.0.0.2", state="absent"), register)
+def resolve(*entries):
+    """Ids of the registered servers that entries mean, of prod1 at 10.0.0.1, a nameless one at 10.0.0.2 and other at 10.0.0.3."""
+    register = servers.Register([registered(), registered(id=8, alias=None, host="10.0.0.2"), registered(id=9, alias="other", host="10.0.0.3")])
+    parsed = servers.parse_wanted(entries)
+    found = servers.resolve(parsed, register)
+    return [server and server.id for server in found], servers.in_the_way(parsed, found)
 
 
-def test_extension_changes():
-    active = {"pg_qualstats": Activation(True), "pg_stat_kcache": Activation(False), "mine": Activation(True), "pg_stat_statements": Activation(True)}
-    known = {"pg_qualstats", "pg_stat_kcache", "pg_wait_sampling"}
+@pytest.mark.parametrize(
+    "entries, found, moving",
+    [
+        ([{"alias": "prod1", "host": "10.0.0.1"}], [7], []),
+        ([{"alias": "prod1"}], [7], []),
+        ([{"alias": "prod1", "host": "10.0.0.9"}], [7], []),
+        ([{"alias": "new", "host": "10.0.0.2"}], [8], []),
+        ([{"alias": "new", "host": "10.0.0.9"}], [None], []),
+        # Addresses that are passed on, in a row and in a circle.
+        ([{"alias": "prod1", "host": "10.0.0.3"}, {"alias": "other", "host": "10.0.0.9"}], [7, 9], [9]),
+        ([{"alias": "prod1", "host": "10.0.0.3"}, {"alias": "other", "host": "10.0.0.1"}], [7, 9], [7, 9]),
+        ([{"alias": "prod1", "host": "10.0.0.9"}, {"alias": "new", "host": "10.0.0.1"}], [7, None], [7]),
+        ([{"alias": "prod1", "state": "absent"}, {"alias": "new", "host": "10.0.0.1"}], [7, None], []),
+        ([{"alias": "prod1", "state": "absent"}, {"alias": "other", "host": "10.0.0.1"}], [7, 9], []),
+        # To be absent, only the alias counts.
+        ([{"alias": "new", "host": "10.0.0.2", "state": "absent"}], [None], []),
+    ],
+)
+def test_which_servers_are_meant(entries, found, moving):
+    assert resolve(*entries) == (found, moving)
+
+
+@pytest.mark.parametrize(
+    "entries, words",
+    [
+        ([{"alias": "prod1", "host": "10.0.0.2"}], 'alias "prod1" is registered with 10.0.0.1:5432, and 10.0.0.2:5432 is registered as "10.0.0.2:5432"'),
+        ([{"alias": "prod1", "host": "10.0.0.3"}], "Expected: one server"),
+        ([{"alias": "prod1", "host": "10.0.0.3"}, {"alias": "other"}], "Expected: one server"),
+        ([{"alias": "prod1"}, {"alias": "new", "host": "10.0.0.1"}], '^10.0.0.1:5432 is registered as "prod1"'),
+        ([{"alias": "prod1", "host": "10.0.0.2", "state": "absent"}], "Correct host and port"),
+    ],
+)
+def test_an_address_of_two_servers(entries, words):
+    with pytest.raises(Refused, match=words):
+        resolve(*entries)
+
+
+KNOWN4 = Known(("pg_stat_statements",), frozenset({"pg_stat_statements", "pg_qualstats", "pg_stat_kcache", "pg_wait_sampling", "pg_track_settings"}),
+               frozenset({"pg_track_settings"}))  # fmt: skip
+KNOWN5 = dataclasses.replace(
+    KNOWN4, modules=frozenset({"pg_role", "pg_stat_io"}), db_modules=frozenset({"tables", "mine"}), default_db_modules=frozenset({"tables"})
+)
+
+
+def changes(entry, known=KNOWN4, exact=False, **found):
+    return servers.source_changes(entry, registered(**found), known, exact, exact)
+
+
+def test_extensions_of_a_server():
+    on = Activation(enabled=True)
+    active = {"pg_qualstats": on, "pg_stat_kcache": Activation(False), "mine": Activation(True, custom=True), "pg_stat_statements": on}
     one = wanted(extensions=["pg_qualstats", "pg_stat_kcache", "pg_wait_sampling"])
-    assert servers.extension_changes(one, active, known, ("pg_stat_statements",), False) == (["pg_stat_kcache", "pg_wait_sampling"], [])
-    assert servers.extension_changes(one, active, known, ("pg_stat_statements",), True)[1] == ["mine"]
-    assert servers.extension_changes(wanted(), active, known, (), True) == ([], [])
-    assert servers.extension_changes(wanted(extensions=["mine"]), active, known, (), False) == ([], [])
-    with pytest.raises(Refused, match="does not know other"):
-        servers.extension_changes(wanted(extensions=["other"]), active, known, (), False)
+    assert changes(one, extensions=active).activate == ["pg_stat_kcache", "pg_wait_sampling"] and changes(one, extensions=active).deactivate == []
+    only = wanted(extensions=["pg_wait_sampling"])
+    # A datasource of one's own is not a matter of this list.
+    assert changes(only, exact=True, extensions=active).deactivate == ["pg_qualstats"]
+    assert changes(wanted(), exact=True, extensions=active).words == []
+    assert changes(wanted(extensions=["mine"]), extensions=active).words == []
+    with pytest.raises(Refused, match="does not know the extension other"):
+        changes(wanted(extensions=["other"]))
+    with pytest.raises(Refused, match="repository itself lacks it"):
+        changes(wanted(extensions=["pg_track_settings"]))
+    both = dataclasses.replace(KNOWN4, here=frozenset({"pg_track_settings"}))
+    assert changes(wanted(extensions=["pg_track_settings"]), both).activate[0] == "pg_track_settings"
+
+
+def test_what_was_lost_is_put_back():
+    assert changes(wanted()).activate == ["pg_stat_statements"] and changes(wanted()).damaged == []
+    broken = {"pg_stat_statements": Activation(True, complete=False), "pg_qualstats": Activation(False, complete=False)}
+    assert changes(wanted(), extensions=broken).activate == changes(wanted(), extensions=broken).damaged == ["pg_stat_statements"]
+    both = changes(wanted(extensions=["pg_qualstats"]), extensions=broken)
+    assert both.activate == both.damaged == ["pg_qualstats", "pg_stat_statements"]
+    whole = {"pg_stat_statements": Activation(True)}
+    assert changes(wanted(), KNOWN5, extensions=whole, modules={"pg_role": False}).words == ["activate module pg_stat_io"]
+
+
+def test_modules_of_a_server():
+    there = {"extensions": {"pg_stat_statements": Activation(True)}, "modules": {"pg_role": True, "pg_stat_io": True},
+             "db_modules": {"tables": DbModule("tables")}}  # fmt: skip
+    assert changes(wanted(modules=["pg_role"]), KNOWN5, **there).words == []
+    assert changes(wanted(modules=["pg_role"]), KNOWN5, True, **there).words == ["deactivate module pg_stat_io"]
+    assert changes(wanted(modules=["pg_stat_io"]), KNOWN5, **{**there, "modules": {"pg_role": False}}).modules_on == ["pg_stat_io"]
+    assert changes(wanted(), KNOWN5, True, **there).words == []
+    limited = wanted(db_modules=[{"name": "tables", "databases": ["b", "a", "b"]}, {"name": "mine", "state": "absent"}])
+    assert changes(limited, KNOWN5, **there).words == ["activate tables in a, b"]
+    assert changes(limited, KNOWN5, **{**there, "db_modules": {"tables": DbModule("tables", ("a", "b"))}}).words == []
+    # The collector does not look at the flag, so a row that is switched off still counts.
+    ignored = {**there, "db_modules": {"tables": DbModule("tables", None, enabled=False)}}
+    assert changes(wanted(db_modules=[{"name": "tables", "state": "absent"}]), KNOWN5, **ignored).words == ["deactivate tables in all databases"]
+    assert changes(wanted(db_modules=[{"name": "tables"}]), KNOWN5, **ignored).words == ["activate tables in all databases"]
+    for entry, words in (
+        (wanted(modules=["x"]), "does not know the module x"),
+        (wanted(db_modules=[{"name": "x"}]), "does not know the db module x"),
+        (wanted(extensions=["pg_stat_bgwriter"]), "On PoWA 5 bgwriter is one of its modules"),
+    ):
+        with pytest.raises(Refused, match=words):
+            changes(entry, KNOWN5, **there)
+    with pytest.raises(Refused, match=r"Expected: PoWA 5\. On PoWA 4 the extensions pg_stat_bgwriter"):
+        changes(wanted(modules=[]), KNOWN4)
+
+
+def test_modules_of_a_new_server():
+    new = servers.fresh(wanted(modules=["pg_role"], extensions=["pg_qualstats"]), KNOWN5)
+    assert (new.user, new.dbname, new.port, new.frequency) == ("powa", "powa", 5432, 300)
+    sources = servers.source_changes(wanted(modules=["pg_role"], extensions=["pg_qualstats"]), new, KNOWN5, True, True)
+    assert sources.words == ["activate pg_qualstats", "deactivate module pg_stat_io"]
 
 
 @pytest.mark.parametrize(

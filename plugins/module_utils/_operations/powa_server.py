@@ -12,23 +12,47 @@ import dataclasses
 import functools
 import typing as t
 
-from .._errors import InvalidInput, QueryFailed, Refused
+from .._errors import InvalidInput, OperationError, QueryFailed, Refused
 from .._module import Context, Operation
+from .._parallel import ask_all
 from .._plan import Plan
 from .._powa import collector, servers
-from .._powa.repository import Registered, Repository, open_repository, version_tuple
-from .._powa.servers import CollectorNeeds, Wanted
+from .._powa.reach import find_faults
+from .._powa.repository import COLUMNS, DbModule, Known, Registered, Repository, open_repository, version_tuple
+from .._powa.servers import CollectorNeeds, Sources, Wanted
 from .._sql.connection import Session, Target, connect
 from .._sql.transaction import TransactionPlan
+from .._wait import Deadline
+
+# Servers that are asked at the same time.
+ASKED_AT_ONCE = 32
+# Fields of an entry that the collector connects with, and libpq's names for them.
+_ADDRESS = frozenset(("host", "hostaddr", "port", "user", "dbname"))
 
 
 @dataclasses.dataclass
 class Seen:
+    """``found`` are the registered servers that the entries mean, in their order. ``faults`` are those of servers that were asked, by alias."""
+
     register: servers.Register
+    found: t.Sequence[Registered | None]
     differs: t.Mapping[int, t.Mapping[str, bool]]
-    known: t.Collection[str]
-    base: t.Collection[str]
+    known: Known
     collector_versions: t.Sequence[str]
+    sequence_lag: int = 0
+    faults: t.Mapping[str, t.Sequence[str]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A server that is to be asked whether it can be collected from."""
+
+    alias: str
+    target: Target
+    extensions: t.Collection[str]
+
+    def __str__(self) -> str:
+        return 'the server "%s" (%s)' % (self.alias, self.target)
 
 
 class PowaServer(Operation):
@@ -37,7 +61,17 @@ class PowaServer(Operation):
     def __init__(self, params: t.Mapping[str, t.Any], context: Context) -> None:
         super().__init__(params, context)
         self.wanted = servers.parse_wanted(params["servers"])
-        self.exact = bool(params["extensions_exact"])
+        self.extensions_exact = bool(params["extensions_exact"])
+        self.modules_exact = bool(params["modules_exact"])
+        self.connect_params: dict[str, t.Any] = dict(params["server_connect_params"] or {})
+        if _ADDRESS & set(self.connect_params):
+            raise InvalidInput(
+                "server_connect_params has %s" % ", ".join(sorted(_ADDRESS & set(self.connect_params))),
+                expected="what is the same for all servers, such as passfile or sslmode; address, user and database are those of each server",
+            )
+        if params["check_timeout"] < 1:
+            raise InvalidInput("check_timeout is %s" % params["check_timeout"], expected="at least 1 second")
+        self.checked: list[str] = []
         self.session: Session | None = None
         self.needs = CollectorNeeds()
         self._repository: Repository | None = None
@@ -54,15 +88,67 @@ class PowaServer(Operation):
         repository = self.repository
         self._check_retentions()
         register = servers.Register(repository.servers())
-        found = [(one, servers.match(one, register)) for one in self.wanted]
-        compared = [(server.id, one.password, one.retention) for one, server in found if server is not None and one.state != "absent"]
-        return Seen(
+        found = servers.resolve(self.wanted, register)
+        compared = [(server.id, one.password, one.retention) for one, server in zip(self.wanted, found) if server is not None and one.state != "absent"]
+        seen = Seen(
             register=register,
+            found=found,
             differs=repository.compare(compared),
-            known=repository.known_extensions() if any(one.extensions for one in self.wanted) else (),
-            base=repository.base,
+            known=repository.known(),
             collector_versions=collector.collector_versions(repository.session),
         )
+        if any(server is None and one.state != "absent" for one, server in zip(self.wanted, found)):
+            seen.sequence_lag = repository.sequence_lag()
+        if self.params["check_servers"]:
+            seen.faults = self._find_faults(self._questions(seen))
+        return seen
+
+    def _questions(self, seen: Seen) -> list[Question]:
+        """Servers that a collector would newly meet: new, active again, with another address or login, or with more extensions."""
+        known = seen.known
+        met = []
+        for one, found in zip(self.wanted, seen.found):
+            if one.state != "present":
+                continue
+            after = found or self._fresh(one, known)
+            columns = servers.column_changes(one, found, seen.differs.get(found.id, {})) if found else {}
+            sources = self._sources(one, after, known)
+            if not found or not found.active or sources.activate or {"host", "port", "user", "dbname", "password"} & set(columns):
+                enabled = {name for name in after.enabled_extensions if not after.extensions[name].custom}
+                met.append((one, after, ((enabled | set(sources.activate)) - set(sources.deactivate) - set(known.base)) & known.extensions))
+        questions = []
+        for one, after, extensions in met:
+            password = one.password
+            if password is None and after.id and after.has_password and not one.clear_password:
+                password = self.repository.login(after.id).get("password")
+            extra = {key: value for key, value in self.connect_params.items() if key != "password" or password is None}
+            host, port = one.endpoint or after.endpoint
+            target = Target(host, port, one.user or after.user, one.dbname or after.dbname, password, extra)
+            questions.append(Question(one.alias, target, extensions))
+        return questions
+
+    def _find_faults(self, questions: t.Sequence[Question]) -> dict[str, list[str]]:
+        timeout = self.params["check_timeout"]
+        rounds = -(-len(questions) // ASKED_AT_ONCE)
+        version = self.repository.version
+        answers = ask_all(
+            questions,
+            lambda one: find_faults(one.target, one.extensions, version, timeout),
+            # Connecting has its own limit; this one is for a server that hangs afterwards.
+            Deadline(2 * timeout * rounds),
+            at_most=ASKED_AT_ONCE,
+        )
+        self.checked += [one.alias for one in questions]
+        faults = {one.alias: [answer.message] if isinstance(answer, OperationError) else answer for one, answer in zip(questions, answers)}
+        return {alias: clauses for alias, clauses in faults.items() if clauses}
+
+    def _fresh(self, wanted: Wanted, known: Known) -> Registered:
+        if wanted.endpoint is None:
+            raise InvalidInput('the server "%s" is not registered and its entry names no host' % wanted.alias, expected="the host of a new server")
+        return servers.fresh(wanted, known)
+
+    def _sources(self, wanted: Wanted, found: Registered, known: Known) -> Sources:
+        return servers.source_changes(wanted, found, known, self.extensions_exact, self.modules_exact)
 
     def _check_retentions(self) -> None:
         values = sorted({one.retention for one in self.wanted if one.retention})
@@ -77,18 +163,33 @@ class PowaServer(Operation):
             raise InvalidInput('retention is "%s"' % bad[0], expected='an interval above zero such as "2 days"')
 
     def plan(self, seen: Seen) -> Plan:
+        moving = servers.in_the_way(self.wanted, seen.found)
         plan = TransactionPlan(self.repository.session)
+        if moving:
+            plan.prepare = functools.partial(self.repository.park, moving)
         needs = CollectorNeeds()
         version = min((version_tuple(text) for text in seen.collector_versions if text), default=None)
+        if seen.sequence_lag:
+            plan.add(
+                "move the sequence of server ids, which is %d behind" % seen.sequence_lag,
+                functools.partial(self.repository.advance_sequence, seen.sequence_lag),
+            )
         # Servers that go make room for the alias or the address of others.
-        for wanted in sorted(self.wanted, key=lambda one: one.state != "absent"):
-            found = servers.match(wanted, seen.register)
+        for wanted, found in sorted(zip(self.wanted, seen.found), key=lambda pair: pair[0].state != "absent"):
             if wanted.state == "absent":
                 needs = needs.and_also(self._plan_absent(plan, wanted, found))
             elif found is None:
-                needs = needs.and_also(self._plan_new(plan, wanted, seen))
+                needs = needs.and_also(self._plan_new(plan, wanted, seen.known))
             else:
-                needs = needs.and_also(self._plan_change(plan, wanted, found, seen, version))
+                needs = needs.and_also(self._plan_change(plan, wanted, found, seen, version, found.id in moving))
+        if seen.faults:
+            raise Refused(
+                "%d of %d servers that were asked cannot be collected from. %s"
+                % (len(seen.faults), len(self.checked), ". ".join("%s: %s" % (alias, "; ".join(clauses)) for alias, clauses in seen.faults.items())),
+                action="Nothing was changed. Mend this on the servers, with pgfleet.ops.powa_archivist for extensions and rights; passwords come from"
+                " the entry or the passfile in server_connect_params. Or set check_servers to false",
+                faults=seen.faults,
+            )
         if not self._planned:
             # What the changes of this run ask of the collector; the plan that confirms them has none.
             self.needs, self._planned = needs, True
@@ -111,28 +212,26 @@ class PowaServer(Operation):
         )
         return CollectorNeeds(restart=('server "%s" is gone: only a restart ends its worker' % found.label,)) if found.active else CollectorNeeds()
 
-    def _plan_new(self, plan: Plan, wanted: Wanted, seen: Seen) -> CollectorNeeds:
-        if wanted.endpoint is None:
-            raise InvalidInput('the server "%s" is not registered and its entry names no host' % wanted.alias, expected="the host of a new server")
-        activate, _deactivate = servers.extension_changes(wanted, {}, seen.known, seen.base, False)
-        columns = ("alias", "host", "port", "user", "password", "dbname", "powa_coalesce", "retention", "allow_ui_connection")
-        row = {key: getattr(wanted, key) for key in columns}
+    def _plan_new(self, plan: Plan, wanted: Wanted, known: Known) -> CollectorNeeds:
+        fresh = self._fresh(wanted, known)
+        sources = self._sources(wanted, fresh, known)
+        row = {key: getattr(wanted, key) for key in COLUMNS if key != "frequency"}
         row["frequency"] = -1 if wanted.state == "inactive" else wanted.frequency
+        row["extensions"] = sources.activate
 
         def register() -> None:
-            srvid = self.repository.register(row)
-            for name in activate:
-                self.repository.activate(srvid, name)
+            self.repository.register(row)
+            if sources.modules_off or sources.db_modules_on or sources.db_modules_off:
+                self._set_modules(self.repository.id_of(wanted.alias), sources)
 
-        shown = {key: value for key, value in row.items() if value is not None and key != "password"}
+        shown = {key: value for key, value in row.items() if value not in (None, []) and key != "password"}
         if wanted.password:
             shown["password"] = "(set)"
-        if activate:
-            shown["extensions"] = sorted(activate)
-        plan.add('register server "%s" (%s:%s)' % (wanted.alias, *wanted.endpoint), register, subject="server %s" % wanted.alias, before={}, after=shown)
+        shown.update(sources_diff(fresh, dataclasses.replace(sources, activate=[]))[1])
+        plan.add('register server "%s" (%s:%s)' % (wanted.alias, *fresh.endpoint), register, subject="server %s" % wanted.alias, before={}, after=shown)
         return CollectorNeeds(reload=('server "%s" is new' % wanted.alias,)) if wanted.state == "present" else CollectorNeeds()
 
-    def _plan_change(self, plan: Plan, wanted: Wanted, found: Registered, seen: Seen, version: tuple[int, ...] | None) -> CollectorNeeds:
+    def _plan_change(self, plan: Plan, wanted: Wanted, found: Registered, seen: Seen, version: tuple[int, ...] | None, parked: bool) -> CollectorNeeds:
         changes = servers.column_changes(wanted, found, seen.differs.get(found.id, {}))
         deactivate_server = wanted.state == "inactive" and found.active
         subject = "server %s" % found.label
@@ -140,7 +239,7 @@ class PowaServer(Operation):
             before, after = change_diff(found, changes)
             plan.add(
                 'change %s of server "%s"' % (", ".join(sorted(changes)), found.label),
-                functools.partial(self.repository.configure, found.id, changes),
+                functools.partial(self.repository.configure, found.id, {"port": found.port, **changes} if parked else changes),
                 subject=subject,
                 before=before,
                 after=after,
@@ -153,31 +252,44 @@ class PowaServer(Operation):
                 before={"frequency": found.frequency},
                 after={"frequency": -1},
             )
-        activate, deactivate = servers.extension_changes(wanted, found.extensions, seen.known, seen.base, self.exact)
-        after_names = sorted((set(found.enabled_extensions) | set(activate)) - set(deactivate))
-        if activate or deactivate:
-
-            def set_extensions() -> None:
-                for name in activate:
-                    self.repository.activate(found.id, name, found.extensions.get(name))
-                for name in deactivate:
-                    self.repository.deactivate_extension(found.id, name)
-
-            words = ["activate %s" % name for name in activate] + ["deactivate %s" % name for name in deactivate]
+        sources = self._sources(wanted, found, seen.known)
+        if sources.words:
+            before, after = sources_diff(found, sources)
             plan.add(
-                '%s on server "%s"' % (", ".join(words), found.label),
-                set_extensions,
+                '%s on server "%s"' % (", ".join(sources.words), found.label),
+                functools.partial(self._set_sources, found.id, sources),
                 subject=subject,
-                before={"extensions": found.enabled_extensions},
-                after={"extensions": after_names},
+                before=before,
+                after=after,
             )
         return servers.collector_needs(found.label, changes, found.active, deactivate_server, version)
 
+    def _set_sources(self, srvid: int, sources: Sources) -> None:
+        if sources.activate:
+            self.repository.activate(srvid, sources.activate, sources.damaged)
+        if sources.deactivate:
+            self.repository.deactivate_extensions(srvid, sources.deactivate)
+        self._set_modules(srvid, sources)
+
+    def _set_modules(self, srvid: int, sources: Sources) -> None:
+        if sources.modules_on or sources.modules_off:
+            self.repository.set_modules(srvid, sources.modules_on, sources.modules_off)
+        if sources.db_modules_on or sources.db_modules_off:
+            self.repository.set_db_modules(srvid, sources.db_modules_on, sources.db_modules_off)
+
     def report(self, seen: Seen) -> dict[str, t.Any]:
-        found = [servers.match(one, seen.register) for one in self.wanted] if self.wanted else seen.register.servers
+        found = seen.found if self.wanted else seen.register.servers
+        for server in found:
+            ignored = sorted(name for name, module in server.db_modules.items() if not module.enabled) if server is not None else []
+            if ignored:
+                self.context.warn(
+                    'server "%s": %s was switched off with powa_deactivate_db_module, which the collector ignores: it goes on, in all databases.'
+                    " Give it the state absent in db_modules" % (server.label, ", ".join(ignored))
+                )
         return {
             "repository_version": self.repository.version,
             "servers": [describe(server) for server in found if server is not None],
+            "servers_checked": self.checked,
             "collector_running": bool(seen.collector_versions),
             "collector_reload_required": bool(self.needs.reload) and not self.needs.restart,
             "collector_restart_required": bool(self.needs.restart),
@@ -205,6 +317,11 @@ def describe(server: Registered) -> dict[str, t.Any]:
         "allow_ui_connection": server.allow_ui_connection,
         "has_password": server.has_password,
         "extensions": server.enabled_extensions,
+        "extension_versions": dict(sorted(server.versions.items())),
+        "modules": server.enabled_modules,
+        "db_modules": [
+            {"name": name, "databases": None if module.databases is None else list(module.databases)} for name, module in sorted(server.db_modules.items())
+        ],
         "version": server.version,
     }
 
@@ -217,3 +334,27 @@ def change_diff(found: Registered, changes: t.Mapping[str, t.Any]) -> tuple[dict
         before["password"] = "(set)" if found.has_password else "(none)"
         after["password"] = "(set anew)" if changes["password"] is not None else "(none)"
     return before, after
+
+
+def sources_diff(found: Registered, sources: Sources) -> tuple[dict[str, t.Any], dict[str, t.Any]]:
+    """Before and after of what is collected, by kind, where that changes."""
+    before: dict[str, t.Any] = {}
+    after: dict[str, t.Any] = {}
+    for kind, now, more, less in (
+        ("extensions", found.enabled_extensions, sources.activate, sources.deactivate),
+        ("modules", found.enabled_modules, sources.modules_on, sources.modules_off),
+    ):
+        if more or less:
+            before[kind], after[kind] = now, sorted((set(now) | set(more)) - set(less))
+    if sources.db_modules_on or sources.db_modules_off:
+        off = set(sources.db_modules_off)
+        then = {**found.db_modules, **{one.name: one for one in sources.db_modules_on}}
+        before["db_modules"], after["db_modules"] = (
+            {name: _databases(one) for name, one in sorted(modules.items())}
+            for modules in (found.db_modules, {name: one for name, one in then.items() if name not in off})
+        )
+    return before, after
+
+
+def _databases(module: DbModule) -> t.Any:
+    return "all" if module.databases is None else list(module.databases)

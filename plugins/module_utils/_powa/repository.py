@@ -26,6 +26,9 @@ MANDATORY = ("pg_stat_statements",)
 # The collector adds and removes this row on its own.
 IGNORED = ("hypopg", "powa")
 
+# What powa_register_server takes, by our names.
+COLUMNS = ("host", "port", "alias", "user", "password", "dbname", "frequency", "powa_coalesce", "retention", "allow_ui_connection")
+
 SUPPORTED = "PoWA 4.1, 4.2 or 5.x"
 
 
@@ -67,6 +70,11 @@ class Registered:
     has_password: bool
     version: str | None
     extensions: dict[str, Activation] = dataclasses.field(default_factory=dict)
+    # PoWA 5 only.
+    modules: dict[str, bool] = dataclasses.field(default_factory=dict)
+    db_modules: dict[str, DbModule] = dataclasses.field(default_factory=dict)
+    # Of extensions on the server, as the collector noted them; None before it did.
+    versions: dict[str, str | None] = dataclasses.field(default_factory=dict)
 
     @property
     def active(self) -> bool:
@@ -84,6 +92,10 @@ class Registered:
     def enabled_extensions(self) -> list[str]:
         return sorted(name for name, activation in self.extensions.items() if activation.enabled)
 
+    @property
+    def enabled_modules(self) -> list[str]:
+        return sorted(name for name, enabled in self.modules.items() if enabled)
+
 
 @dataclasses.dataclass(frozen=True)
 class Activation:
@@ -91,6 +103,35 @@ class Activation:
 
     enabled: bool
     complete: bool = True
+    custom: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class DbModule:
+    """A module of PoWA 5 that is collected in each database, or in ``databases`` (sorted)."""
+
+    name: str
+    databases: tuple[str, ...] | None = None
+    enabled: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What can be collected. ``base`` extensions are active on every server, and so are the modules of PoWA 5."""
+
+    base: tuple[str, ...]
+    extensions: frozenset[str]
+    # Extensions that the repository needs too, and those that it has.
+    both_sides: frozenset[str] = frozenset()
+    here: frozenset[str] = frozenset()
+    modules: frozenset[str] = frozenset()
+    # PoWA's own are on for a new server.
+    db_modules: frozenset[str] = frozenset()
+    default_db_modules: frozenset[str] = frozenset()
+
+    @property
+    def has_modules(self) -> bool:
+        return bool(self.modules)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +180,33 @@ class Repository:
         for srvid, name, activation in self.activations():
             if srvid in by_id:
                 by_id[srvid].extensions[name] = activation
+        self.read_more(by_id)
         return servers
+
+    def read_more(self, servers: t.Mapping[int, Registered]) -> None:
+        """Modules, and versions that the collector noted, into the servers by id."""
+        raise NotImplementedError
+
+    def sequence_lag(self) -> int:
+        """How far the sequence of server ids is behind the highest id: a restored dump starts it anew. 0 where it is not."""
+        return self.session.value(
+            self.statement(
+                "SELECT greatest(0, coalesce((SELECT max(id) FROM {powa_servers}), 0)"
+                " - coalesce(pg_sequence_last_value(pg_get_serial_sequence(quote_ident(%s) || '.powa_servers', 'id')::regclass), 0))::integer"
+            ),
+            [self.schema],
+        )
+
+    def advance_sequence(self, count: int) -> None:
+        # setval() would need a right that a manager has no other use for.
+        self.session.execute(
+            "SELECT count(nextval(pg_get_serial_sequence(quote_ident(%s) || '.powa_servers', 'id')::regclass)) FROM generate_series(1, %s)",
+            [self.schema, count],
+        )
+
+    def park(self, srvids: t.Sequence[int]) -> None:
+        """Free the addresses of servers that move within this transaction, so that others can take them."""
+        self.session.execute(self.statement("UPDATE {powa_servers} SET port = -id WHERE id = ANY (%s)"), [list(srvids)])
 
     def compare(self, wanted: t.Sequence[tuple[int, str | None, str | None]]) -> dict[int, dict[str, bool]]:
         """For each (server id, password, retention) which of the two differ. The server compares: no password is read."""
@@ -155,20 +222,20 @@ class Repository:
         )
         return {row["id"]: {"password": row["password"], "retention": row["retention"]} for row in rows}
 
-    def register(self, server: t.Mapping[str, t.Any]) -> int:
-        """Register a server; a key that is missing or None becomes PoWA's default. Returns its id."""
+    def register(self, server: t.Mapping[str, t.Any]) -> None:
+        """Register a server; a key that is missing or None becomes PoWA's default. ``extensions`` are activated too."""
         self.session.execute(
             self.statement(
                 "SELECT {powa_register_server}(hostname => %(host)s::text, port => %(port)s::integer, alias => %(alias)s::text,"
                 " username => %(user)s::text, password => %(password)s::text, dbname => %(dbname)s::text, frequency => %(frequency)s::integer,"
-                " powa_coalesce => %(powa_coalesce)s::integer, retention => %(retention)s::interval, allow_ui_connection => %(allow_ui_connection)s::boolean)"
+                " powa_coalesce => %(powa_coalesce)s::integer, retention => %(retention)s::interval, allow_ui_connection => %(allow_ui_connection)s::boolean,"
+                " extensions => %(extensions)s::text[])"
             ),
-            {
-                key: server.get(key)
-                for key in ("host", "port", "alias", "user", "password", "dbname", "frequency", "powa_coalesce", "retention", "allow_ui_connection")
-            },
+            {key: server.get(key) for key in (*COLUMNS, "extensions")},
         )
-        return self.session.value(self.statement("SELECT id FROM {powa_servers} WHERE alias = %s"), [server["alias"]])
+
+    def id_of(self, alias: str) -> int:
+        return self.session.value(self.statement("SELECT id FROM {powa_servers} WHERE alias = %s"), [alias])
 
     def configure(self, srvid: int, changes: t.Mapping[str, t.Any]) -> None:
         """Change columns of a server (keys as in ``register``); None is SQL's NULL."""
@@ -211,8 +278,8 @@ class Repository:
         """(server id, extension, activation) of all remote servers."""
         raise NotImplementedError
 
-    def known_extensions(self) -> set[str]:
-        """Extensions that can be activated on any server."""
+    def known(self) -> Known:
+        """What can be activated on any server."""
         raise NotImplementedError
 
     def datasources(self) -> list[Datasource]:
@@ -248,7 +315,7 @@ class Repository:
         raise NotImplementedError
 
     def disable_datasource(self, srvid: int, name: str) -> None:
-        self.deactivate_extension(srvid, name)
+        self.deactivate_extensions(srvid, [name])
 
     def unregister_datasource(self, name: str) -> None:
         """Remove all rows of a datasource, from all servers."""
@@ -274,20 +341,29 @@ class Repository:
         )
         return {row["role"]: frozenset(row["rights"]) for row in rows}
 
-    def activate(self, srvid: int, name: str, before: Activation | None = None) -> None:
-        """Activate one extension; ``before`` is what was seen of it on this server."""
-        if before is not None and not before.complete:
-            self.forget(srvid, name)
-        self._must(
-            self.session.value(self.statement("SELECT {powa_activate_extension}(%s::integer, %s::text)"), [srvid, name]),
-            "activate %s on the server with id %s" % (name, srvid),
+    def activate(self, srvid: int, names: t.Sequence[str], damaged: t.Sequence[str] = ()) -> None:
+        """Activate extensions; ``damaged`` are those of which rows were lost."""
+        if damaged:
+            self.forget(srvid, damaged)
+        rows = self.session.rows(
+            self.statement("SELECT name, {powa_activate_extension}(%s::integer, name) AS done FROM unnest(%s::text[]) AS name"), [srvid, list(names)]
         )
+        failed = [row["name"] for row in rows if not row["done"]]
+        self._must(not failed, "activate %s on the server with id %s" % (", ".join(failed), srvid))
 
-    def forget(self, srvid: int, name: str) -> None:
-        """Remove what is left of a damaged activation."""
+    def forget(self, srvid: int, names: t.Sequence[str]) -> None:
+        """Remove what is left of damaged activations."""
 
-    def deactivate_extension(self, srvid: int, name: str) -> None:
-        self.session.execute(self.statement("SELECT {powa_deactivate_extension}(%s::integer, %s::text)"), [srvid, name])
+    def deactivate_extensions(self, srvid: int, names: t.Sequence[str]) -> None:
+        self.session.execute(self.statement("SELECT {powa_deactivate_extension}(%s::integer, name) FROM unnest(%s::text[]) AS name"), [srvid, list(names)])
+
+    # Modules of a server, PoWA 5 only
+
+    def set_modules(self, srvid: int, on: t.Sequence[str], off: t.Sequence[str]) -> None:
+        raise NotImplementedError
+
+    def set_db_modules(self, srvid: int, on: t.Sequence[DbModule], off: t.Sequence[str]) -> None:
+        raise NotImplementedError
 
     # Snapshots
 
@@ -415,8 +491,14 @@ class Repository4(Repository):
         # The functions call each other without a schema.
         self.session.execute("SET search_path = pg_catalog, public")
 
-    def known_extensions(self) -> set[str]:
-        return set(self.modules)
+    def known(self) -> Known:
+        here = frozenset(row["extname"] for row in self.session.rows("SELECT extname FROM pg_extension"))
+        return Known(self.base, frozenset(self.modules), frozenset(("pg_track_settings",)), here)
+
+    def read_more(self, servers: t.Mapping[int, Registered]) -> None:
+        for row in self.session.rows(self.statement("SELECT srvid, extname, version FROM {powa_extensions} WHERE srvid > 0")):
+            if row["srvid"] in servers:
+                servers[row["srvid"]].versions[row["extname"]] = row["version"]
 
     def activations(self) -> list[tuple[int, str, Activation]]:
         rows = self.session.rows(
@@ -425,9 +507,11 @@ class Repository4(Repository):
                 " FROM {powa_functions} WHERE srvid > 0 GROUP BY srvid, module"
             )
         )
-        return [
-            (row["srvid"], row["module"], Activation(row["enabled"], self.modules.get(row["module"], frozenset()) <= set(row["operations"]))) for row in rows
-        ]
+        found = []
+        for row in rows:
+            operations = self.modules.get(row["module"])
+            found.append((row["srvid"], row["module"], Activation(row["enabled"], (operations or frozenset()) <= set(row["operations"]), operations is None)))
+        return found
 
     def datasources(self) -> list[Datasource]:
         # Each server has rows of its own; where they differ, the server that was registered last decides.
@@ -472,7 +556,7 @@ class Repository4(Repository):
 
     def enable_datasource(self, srvid: int, name: str, entries: t.Sequence[Entry], enabled: bool = True) -> None:
         # There is no key: what is there twice is collected twice.
-        self.forget(srvid, name)
+        self.forget(srvid, [name])
         for entry in entries:
             self.session.execute(
                 self.statement(
@@ -485,8 +569,8 @@ class Repository4(Repository):
     def unregister_datasource(self, name: str) -> None:
         self.session.execute(self.statement("DELETE FROM {powa_functions} WHERE module = %s"), [name])
 
-    def forget(self, srvid: int, name: str) -> None:
-        self.session.execute(self.statement("DELETE FROM {powa_functions} WHERE srvid = %s AND module = %s"), [srvid, name])
+    def forget(self, srvid: int, names: t.Sequence[str]) -> None:
+        self.session.execute(self.statement("DELETE FROM {powa_functions} WHERE srvid = %s AND module = ANY (%s)"), [srvid, list(names)])
 
     def transient_tables(self, srvid: int) -> list[str]:
         rows = self.session.rows(
@@ -537,12 +621,70 @@ class Repository5(Repository):
 
     groups: t.Mapping[str, str] = {"collector": "powa_write_all_data", "reader": "powa_read_all_data", "manager": "powa_admin"}
 
-    def known_extensions(self) -> set[str]:
-        return {row["extname"] for row in self.session.rows(self.statement("SELECT extname FROM {powa_extensions}"))}
+    def known(self) -> Known:
+        row = self.session.row(
+            self.statement(
+                "SELECT (SELECT array_agg(extname) FROM {powa_extensions}) AS extensions,"
+                " (SELECT array_agg(extname) FROM {powa_extensions} WHERE external) AS both_sides,"
+                " (SELECT array_agg(extname) FROM pg_extension) AS here,"
+                " (SELECT array_agg(module) FROM {powa_modules}) AS modules,"
+                " (SELECT array_agg(db_module) FROM {powa_db_modules}) AS db_modules,"
+                " (SELECT array_agg(db_module) FROM {powa_db_modules} WHERE NOT added_manually) AS default_db_modules"
+            )
+        )
+        return Known(self.base, **{key: frozenset(names or ()) for key, names in (row or {}).items()})
 
     def activations(self) -> list[tuple[int, str, Activation]]:
-        rows = self.session.rows(self.statement("SELECT srvid, extname, enabled FROM {powa_extension_config} WHERE srvid > 0"))
-        return [(row["srvid"], row["extname"], Activation(row["enabled"])) for row in rows]
+        rows = self.session.rows(
+            self.statement(
+                "SELECT c.srvid, c.extname, c.enabled, e.added_manually AS custom FROM {powa_extension_config} c"
+                " JOIN {powa_extensions} e ON e.extname = c.extname WHERE c.srvid > 0"
+            )
+        )
+        return [(row["srvid"], row["extname"], Activation(row["enabled"], custom=row["custom"])) for row in rows]
+
+    def read_more(self, servers: t.Mapping[int, Registered]) -> None:
+        for row in self.session.rows(
+            self.statement(
+                "SELECT 'version' AS what, srvid, extname AS name, version, enabled, NULL::text[] AS databases FROM {powa_extension_config} WHERE srvid > 0"
+                " UNION ALL SELECT 'module', srvid, module, NULL, enabled, NULL FROM {powa_module_config} WHERE srvid > 0"
+                " UNION ALL SELECT 'db_module', srvid, db_module, NULL, enabled, dbnames FROM {powa_db_module_config} WHERE srvid > 0"
+            )
+        ):
+            server = servers.get(row["srvid"])
+            if server is None:
+                continue
+            if row["what"] == "version":
+                server.versions[row["name"]] = row["version"]
+            elif row["what"] == "module":
+                server.modules[row["name"]] = row["enabled"]
+            else:
+                databases = None if row["databases"] is None else tuple(sorted(row["databases"]))
+                server.db_modules[row["name"]] = DbModule(row["name"], databases, row["enabled"])
+
+    def set_modules(self, srvid: int, on: t.Sequence[str], off: t.Sequence[str]) -> None:
+        for function, names in (("powa_activate_module", on), ("powa_deactivate_module", off)):
+            if names:
+                self.session.execute(
+                    self.statement("SELECT {function}(%s::integer, name) FROM unnest(%s::text[]) AS name", function=self.name(function)), [srvid, list(names)]
+                )
+
+    def set_db_modules(self, srvid: int, on: t.Sequence[DbModule], off: t.Sequence[str]) -> None:
+        for module in on:
+            databases = None if module.databases is None else list(module.databases)
+            self.session.execute(self.statement("SELECT {powa_activate_db_module}(%s::integer, %s::text, %s::text[])"), [srvid, module.name, databases])
+        if not off:
+            return
+        # The collector does not look at the flag that powa_deactivate_db_module sets: it would go on, and for all databases.
+        self.session.execute(self.statement("DELETE FROM {powa_db_module_config} WHERE srvid = %s AND db_module = ANY (%s)"), [srvid, list(off)])
+        for row in self.session.rows(
+            self.statement(
+                "SELECT n.nspname AS schema, c.relname AS name FROM {powa_db_modules} m JOIN pg_class c ON c.oid = to_regclass(m.tmp_table)"
+                " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE m.db_module = ANY (%s)"
+            ),
+            [list(off)],
+        ):
+            self.session.execute(self.statement("DELETE FROM {table} WHERE srvid = %s", table=sql.Identifier(row["schema"], row["name"])), [srvid])
 
     def datasources(self) -> list[Datasource]:
         servers: dict[str, dict[int, bool]] = {}
@@ -607,7 +749,7 @@ class Repository5(Repository):
             )
 
     def enable_datasource(self, srvid: int, name: str, entries: t.Sequence[Entry], enabled: bool = True) -> None:
-        self.activate(srvid, name)
+        self.activate(srvid, [name])
 
     def unregister_datasource(self, name: str) -> None:
         # Functions and servers go with it.

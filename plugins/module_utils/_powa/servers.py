@@ -8,18 +8,23 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import re
 import typing as t
 
 from .._errors import InvalidInput, Refused
-from .repository import IGNORED, Activation, Registered
+from .repository import IGNORED, Activation, DbModule, Known, Registered
 
 DEFAULT_FREQUENCY = 300
+DEFAULT_NAME = "powa"
+OFF = Activation(enabled=False)
 _INTEGER_MAXIMUM = 2**31 - 1
 _EXTENSION = re.compile(r"[a-z_][a-z0-9_]*\Z")
 # Modules of PoWA 4 that look like extensions named powa; activating any other powa* name there removes them.
 _POWA_MODULES = ("powa_stat_user_functions", "powa_stat_all_relations")
+_NONE_IN_4 = "On PoWA 4 the extensions pg_stat_bgwriter, powa_stat_user_functions and powa_stat_all_relations stand for them, and are always on"
+_NONE_IN_5 = "On PoWA 5 bgwriter is one of its modules, and functions and relations are pg_stat_user_functions and pg_stat_all_tables of db_modules"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +44,9 @@ class Wanted:
     retention: str | None = None
     allow_ui_connection: bool | None = None
     extensions: tuple[str, ...] | None = None
+    modules: tuple[str, ...] | None = None
+    # What is to be off has ``enabled`` False.
+    db_modules: tuple[DbModule, ...] | None = None
     purge: bool = False
 
     @property
@@ -74,6 +82,10 @@ def parse_wanted(entries: t.Iterable[t.Mapping[str, t.Any]]) -> list[Wanted]:
             raise InvalidInput("%s has a host with white space in it" % where, expected="a name or an address")
         if "extensions" in values:
             values["extensions"] = _extensions(where, values["extensions"])
+        if "modules" in values:
+            values["modules"] = tuple(dict.fromkeys(values["modules"]))
+        if "db_modules" in values:
+            values["db_modules"] = _db_modules(where, values["db_modules"])
         wanted.append(Wanted(**values))
     _unique("alias", [one.alias for one in wanted])
     _unique("host and port", ["%s:%s" % one.endpoint for one in wanted if one.endpoint and one.state != "absent"])
@@ -100,8 +112,25 @@ def _extensions(where: str, names: t.Iterable[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _db_modules(where: str, entries: t.Iterable[t.Mapping[str, t.Any]]) -> tuple[DbModule, ...]:
+    found: dict[str, DbModule] = {}
+    for entry in entries:
+        name, databases, off = entry["name"], entry.get("databases"), entry.get("state") == "absent"
+        if name in found:
+            raise InvalidInput('%s: db_modules names "%s" twice' % (where, name))
+        if off and databases is not None:
+            raise InvalidInput('%s: the db module "%s" is to be absent and has databases' % (where, name), expected="one of both")
+        if databases is not None and not [one for one in databases if one]:
+            raise InvalidInput(
+                '%s: the db module "%s" has an empty list of databases' % (where, name),
+                expected="names of databases, or no list for all of them, or state absent for none",
+            )
+        found[name] = DbModule(name, None if databases is None else tuple(sorted(set(databases))), not off)
+    return tuple(found.values())
+
+
 def _unique(what: str, values: t.Sequence[str]) -> None:
-    twice = sorted({value for value in values if values.count(value) > 1})
+    twice = sorted(value for value, count in collections.Counter(values).items() if count > 1)
     if twice:
         raise InvalidInput("servers names the same %s twice: %s" % (what, ", ".join(twice)))
 
@@ -115,29 +144,56 @@ class Register:
         self.by_endpoint = {server.endpoint: server for server in self.servers}
 
 
-def match(wanted: Wanted, register: Register) -> Registered | None:
-    """The registered server that an entry means: the one with its alias, else the one with its host and port.
+def resolve(wanted: t.Sequence[Wanted], register: Register) -> list[Registered | None]:
+    """For each entry the registered server that it means: the one with its alias, else the one with its host and port.
 
-    Raises Refused where these are two different ones, and where an entry to be absent names another host than is registered.
+    A server keeps its data with its alias: entries may pass addresses on to each other, also in a circle. Raises Refused
+    where an address would be that of two servers, and where an entry to be absent names another host than is registered.
     """
-    by_alias = register.by_alias.get(wanted.alias)
-    by_endpoint = register.by_endpoint.get(wanted.endpoint) if wanted.endpoint else None
-    if wanted.state == "absent":
-        if by_alias and wanted.endpoint and by_alias.endpoint != wanted.endpoint:
+    named = {register.by_alias[one.alias].id for one in wanted if one.alias in register.by_alias}
+    found: list[Registered | None] = []
+    for one in wanted:
+        server = register.by_alias.get(one.alias)
+        if one.state == "absent":
+            if server and one.endpoint and server.endpoint != one.endpoint:
+                raise Refused(
+                    'the server "%s" is registered with %s:%s' % (one.alias, *server.endpoint),
+                    expected="%s:%s, as this entry says" % one.endpoint,
+                    action="Correct host and port of the entry or leave them out",
+                )
+        elif server is None and one.endpoint:
+            server = register.by_endpoint.get(one.endpoint)
+            if server is not None and server.id in named:
+                server = None
+        found.append(server)
+    _refuse_conflicts(wanted, found, register)
+    return found
+
+
+def _refuse_conflicts(wanted: t.Sequence[Wanted], found: t.Sequence[Registered | None], register: Register) -> None:
+    meant = {server.id for server in found if server is not None}
+    taken = {server.endpoint: server for server in register.servers if server.id not in meant}
+    pairs = [(one, server) for one, server in zip(wanted, found) if one.state != "absent"]
+    taken.update({server.endpoint: server for one, server in pairs if server is not None and not one.endpoint})
+    for one, server in pairs:
+        other = taken.get(one.endpoint) if one.endpoint else None
+        if other is not None:
+            here = 'alias "%s" is registered with %s:%s, and ' % (one.alias, *server.endpoint) if server else ""
             raise Refused(
-                'the server "%s" is registered with %s:%s' % (wanted.alias, *by_alias.endpoint),
-                expected="%s:%s, as this entry says" % wanted.endpoint,
-                action="Correct host and port of the entry or leave them out",
+                '%s%s:%s is registered as "%s"' % (here, *other.endpoint, other.label),
+                expected="one server",
+                action="Correct the entry, or make one of the two absent first",
             )
-        return by_alias
-    if by_alias and by_endpoint and by_alias.id != by_endpoint.id:
-        raise Refused(
-            'alias "%s" is registered with %s:%s, and %s:%s is registered as "%s"'
-            % (wanted.alias, *by_alias.endpoint, *by_endpoint.endpoint, by_endpoint.label),
-            expected="one server",
-            action="Correct the entry, or make one of the two absent first",
-        )
-    return by_alias or by_endpoint
+
+
+def in_the_way(wanted: t.Sequence[Wanted], found: t.Sequence[Registered | None]) -> list[int]:
+    """Ids of servers that leave an address which another entry takes."""
+    leaving = {
+        server.endpoint: server.id
+        for one, server in zip(wanted, found)
+        if server is not None and one.state != "absent" and one.endpoint and one.endpoint != server.endpoint
+    }
+    return sorted({leaving[one.endpoint] for one in wanted if one.state != "absent" and one.endpoint in leaving})
 
 
 def column_changes(wanted: Wanted, found: Registered, differs: t.Mapping[str, bool]) -> dict[str, t.Any]:
@@ -165,26 +221,103 @@ def column_changes(wanted: Wanted, found: Registered, differs: t.Mapping[str, bo
     return changes
 
 
-def extension_changes(
-    wanted: Wanted, active: t.Mapping[str, Activation], known: t.Collection[str], base: t.Collection[str], exact: bool
-) -> tuple[list[str], list[str]]:
-    """Extensions to activate and to deactivate. Raises Refused for one that PoWA does not know."""
-    if wanted.extensions is None:
-        return [], []
-    unknown = [name for name in wanted.extensions if name not in known and name not in active]
-    if unknown:
-        raise Refused(
-            'PoWA does not know %s, wanted on the server "%s"' % (", ".join(unknown), wanted.alias),
-            expected="one of %s" % ", ".join(sorted(set(known) - set(IGNORED))),
-            action="A datasource of your own is put there by pgfleet.ops.powa_datasource",
-        )
-    missing = Activation(enabled=False)
-    activate = [name for name in wanted.extensions if not (active.get(name, missing).enabled and active.get(name, missing).complete)]
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """What is to be collected from one server and is not, and the reverse. ``damaged`` are activations that lost rows."""
+
+    activate: list[str]
+    deactivate: list[str]
+    damaged: list[str]
+    modules_on: list[str]
+    modules_off: list[str]
+    db_modules_on: list[DbModule]
+    db_modules_off: list[str]
+
+    @property
+    def words(self) -> list[str]:
+        """As verb phrases."""
+        words = ["activate %s" % name for name in self.activate] + ["deactivate %s" % name for name in self.deactivate]
+        words += ["activate module %s" % name for name in self.modules_on] + ["deactivate module %s" % name for name in self.modules_off]
+        words += ["activate %s in %s" % (one.name, ", ".join(one.databases or ["all databases"])) for one in self.db_modules_on]
+        return words + ["deactivate %s in all databases" % name for name in self.db_modules_off]
+
+
+def fresh(wanted: Wanted, known: Known) -> Registered:
+    """A server as PoWA registers it, before anything else is activated on it."""
+    host, port = t.cast("tuple[str, int]", wanted.endpoint)
+    return Registered(
+        id=0,
+        alias=wanted.alias,
+        host=host,
+        port=port,
+        user=wanted.user or DEFAULT_NAME,
+        dbname=wanted.dbname or DEFAULT_NAME,
+        frequency=-1 if wanted.state == "inactive" else wanted.frequency or DEFAULT_FREQUENCY,
+        powa_coalesce=wanted.powa_coalesce or 100,
+        retention=wanted.retention or "",
+        allow_ui_connection=wanted.allow_ui_connection is not False,
+        has_password=wanted.password is not None,
+        version=None,
+        extensions={name: Activation(enabled=True) for name in known.base},
+        modules=dict.fromkeys(known.modules, True),
+        db_modules={name: DbModule(name) for name in known.default_db_modules},
+    )
+
+
+def source_changes(wanted: Wanted, found: Registered, known: Known, extensions_exact: bool, modules_exact: bool) -> Sources:
+    """What has to be activated and deactivated on a server. Raises Refused for what PoWA does not know."""
+    _refuse_unknown(wanted, found, known)
+    names = wanted.extensions or ()
+    # Rows get lost in a dump and restore, and nothing is collected without them.
+    damaged = sorted(name for name, activation in found.extensions.items() if activation.enabled and not activation.complete)
+    lost = sorted({*known.base} - {*found.extensions})
+    asked = [name for name in names if name not in found.extensions or not found.extensions[name].enabled]
     deactivate = []
-    if exact:
-        keep = {*wanted.extensions, *base, *IGNORED}
-        deactivate = sorted(name for name, activation in active.items() if activation.enabled and name not in keep)
-    return activate, deactivate
+    if extensions_exact and wanted.extensions is not None:
+        keep = {*names, *known.base, *IGNORED}
+        deactivate = sorted(name for name, one in found.extensions.items() if one.enabled and not one.custom and name not in keep)
+    activate = [name for name in dict.fromkeys([*asked, *damaged, *lost]) if name not in deactivate]
+    modules = wanted.modules or ()
+    exact = modules_exact and wanted.modules is not None
+    modules_on = [name for name in modules if not found.modules.get(name)]
+    if not exact:
+        modules_on += sorted(known.modules - {*found.modules, *modules})
+    now_and_then = [(one, found.db_modules.get(one.name)) for one in wanted.db_modules or ()]
+    return Sources(
+        activate=activate,
+        deactivate=deactivate,
+        damaged=[name for name in activate if name in found.extensions and not found.extensions[name].complete],
+        modules_on=modules_on,
+        modules_off=[name for name in found.enabled_modules if name not in modules] if exact else [],
+        db_modules_on=[one for one, before in now_and_then if one.enabled and one != before],
+        db_modules_off=[one.name for one, before in now_and_then if not one.enabled and before is not None],
+    )
+
+
+def _refuse_unknown(wanted: Wanted, found: Registered, known: Known) -> None:
+    if not known.has_modules and (wanted.modules is not None or wanted.db_modules is not None):
+        raise Refused('the server "%s" is to have modules, and this repository knows none' % wanted.alias, expected="PoWA 5", action=_NONE_IN_4)
+    db_modules = [one.name for one in wanted.db_modules or ()]
+    for what, names, there in (
+        ("the extension", wanted.extensions or (), known.extensions | {*found.extensions}),
+        ("the module", wanted.modules or (), known.modules),
+        ("the db module", db_modules, known.db_modules),
+    ):
+        unknown = [name for name in names if name not in there]
+        if unknown:
+            hint = _NONE_IN_5 if known.has_modules and {*unknown} & {*_POWA_MODULES, "pg_stat_bgwriter"} else ""
+            raise Refused(
+                'PoWA does not know %s %s, wanted on the server "%s"' % (what, ", ".join(unknown), wanted.alias),
+                expected="one of %s" % ", ".join(sorted({*there} - {*IGNORED})),
+                action=hint or "A datasource of your own is put there by pgfleet.ops.powa_datasource",
+            )
+    absent = sorted((known.both_sides - known.here) & {name for name in wanted.extensions or () if not found.extensions.get(name, OFF).enabled})
+    if absent:
+        raise Refused(
+            'the extension %s is to be collected from "%s", and the repository itself lacks it' % (", ".join(absent), wanted.alias),
+            expected="the extension on both sides",
+            action="Create it in the repository's database too, with the option extensions of pgfleet.ops.powa_archivist",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

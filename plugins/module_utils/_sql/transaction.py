@@ -16,12 +16,13 @@ from .connection import Session, sql
 
 
 class TransactionPlan(Plan):
-    """All steps or none. ``prove`` is called behind the last step, and what it raises takes everything back."""
+    """All steps or none. ``prepare`` is called before the first step, ``prove`` behind the last, and what it raises takes everything back."""
 
     def __init__(self, session: Session, lock_seconds: int | None = None) -> None:
         super().__init__()
         self.session = session
         self.lock_seconds = lock_seconds
+        self.prepare: t.Callable[[], None] | None = None
         self.prove: t.Callable[[], None] | None = None
 
     def execute(self) -> None:
@@ -29,6 +30,8 @@ class TransactionPlan(Plan):
             with self.session.transaction():
                 if self.lock_seconds is not None:
                     self.session.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(self.lock_seconds * 1000)))
+                if self.prepare is not None:
+                    self.prepare()
                 super().execute()
                 if self.prove is not None:
                     self.prove()
