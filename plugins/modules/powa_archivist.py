@@ -12,7 +12,7 @@ description:
   - Makes one server a repository of PoWA or a remote server that a repository collects from. Creates the database and the
     extensions, updates them, and gives logins the rights that they need for their part.
   - Says which libraries have to be preloaded and never restarts anything.
-  - On a standby it changes nothing, as everything comes from the primary. See O(on_standby).
+  - On a standby it changes nothing but O(settings), as everything else comes from the primary. See O(on_standby).
   - Supports PoWA 4.1, 4.2 and 5.x. Tested with 4.1.4 on PostgreSQL 15 and with 5.0.2 on PostgreSQL 17.
 options:
   login_db:
@@ -32,10 +32,19 @@ options:
     description: The schema for the extensions. PoWA 4 works in V(public) only, which is the default.
     type: str
   state:
-    description: Only V(present) so far.
+    description:
+      - V(absent) - drops the extension powa and those of O(extensions) from O(database), in one statement and nothing else. Database,
+        schema and roles stay, and so do other extensions, for example C(pg_stat_statements) if it is not in the list.
+      - It is refused while a collector is connected to the database, and if objects of others need the extensions, for example tables
+        of custom datasources. The error names them.
     type: str
-    choices: [present]
+    choices: [present, absent]
     default: present
+  purge:
+    description:
+      - Whether O(state=absent) may delete registered servers and history. Without it that is refused, with what would be lost.
+    type: bool
+    default: false
   extensions:
     description:
       - Further extensions that O(database) is to have, for example C(pg_qualstats), C(pg_stat_kcache), C(pg_wait_sampling),
@@ -76,15 +85,32 @@ options:
           - V(monitor) - on a remote server, the login as which the collector comes. The default there.
         type: str
         choices: [collector, reader, manager, monitor]
+  settings:
+    description:
+      - Parameters of the server by name, for example C(pg_stat_statements.track) or C(track_io_timing). Those of the libraries
+        C(powa), C(pg_stat_statements), C(pg_stat_kcache), C(pg_qualstats) and C(pg_wait_sampling), and of PostgreSQL itself
+        C(compute_query_id), C(track_activities), C(track_activity_query_size), C(track_cost_delay_timing), C(track_counts),
+        C(track_functions), C(track_io_timing) and C(track_wal_io_timing).
+      - A value that differs from that of the configuration files is written with C(ALTER SYSTEM), and the server reloads its
+        configuration. V(1GB) and V(1024MB) are the same. V(null) removes what C(ALTER SYSTEM) has set, so that the other files count again.
+      - A parameter that changes with a restart only is written and named in RV(restart_reason). A parameter of a library that is not
+        loaded is not written, as no server can check its value yet. It is named in RV(deferred_settings) and RV(restart_reason).
+      - They belong to one node and are not replicated. This option does the same on a standby as on a primary, whatever O(on_standby)
+        says. A value that came with C(ALTER DATABASE) or C(ALTER ROLE) is not looked at.
+      - C(shared_preload_libraries) is not among them. RV(preload_expected) says what it has to be.
+    type: dict
+    default: {}
   on_standby:
     description:
+      - What to do about database, extensions and rights on a standby. They come from its primary.
       - V(verify) - fail if the standby lacks something, after O(timeout).
       - V(skip) - only report.
     type: str
     choices: [verify, skip]
     default: verify
   timeout:
-    description: How many seconds a standby may take to receive what the primary has.
+    description:
+      - How many seconds a standby may take to receive what the primary has, and O(state=absent) to get its locks.
     type: float
     default: 30
 extends_documentation_fragment:
@@ -123,6 +149,22 @@ EXAMPLES = r"""
   ansible.builtin.assert:
     that: not archivist.restart_required
     fail_msg: "{{ archivist.restart_reason }}"
+
+- name: What is measured, on every node of a cluster
+  pgfleet.ops.powa_archivist:
+    side: remote
+    on_standby: skip
+    settings:
+      track_io_timing: true
+      track_functions: all
+      pg_stat_statements.max: 10000
+      pg_qualstats.sample_rate: null
+
+- name: Take PoWA away from a server that is not collected from any more
+  pgfleet.ops.powa_archivist:
+    side: remote
+    state: absent
+    extensions: [pg_qualstats, pg_stat_kcache, pg_wait_sampling, pg_track_settings, hypopg]
 """
 
 RETURN = r"""
@@ -172,6 +214,33 @@ preload_expected:
   type: str
   returned: success
   sample: pg_stat_statements,pg_stat_kcache
+settings:
+  description: What the running server has of O(settings), in the units of C(pg_settings).
+  type: dict
+  returned: success
+  sample: {track_io_timing: "on"}
+deferred_settings:
+  description: Parameters of O(settings) that were not written, as their libraries are not loaded.
+  type: list
+  elements: str
+  returned: success
+removed:
+  description:
+    - What O(state=absent) has deleted, or would in check mode. Rows and bytes are those of history; more than 100000
+      rows of a table are estimated. None if there was nothing to drop.
+  type: dict
+  returned: success
+  sample: {servers: [prod1], rows: 5120, bytes: 1048576}
+dependents:
+  description: Objects that need what O(state=absent) was to drop.
+  type: list
+  elements: str
+  returned: failure because of them
+collectors:
+  description: Sessions of collectors, while which O(state=absent) drops nothing.
+  type: list
+  elements: str
+  returned: failure because of them
 restart_required:
   description: Whether the server has to be restarted before everything works. This module never does it.
   type: bool
@@ -196,7 +265,9 @@ SPEC = CONNECTION.merge(
             "side": {"type": "str", "choices": ["repository", "remote"], "required": True},
             "database": {"type": "str", "default": "powa"},
             "schema": {"type": "str"},
-            "state": {"type": "str", "choices": ["present"], "default": "present"},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "purge": {"type": "bool", "default": False},
+            "settings": {"type": "dict", "default": {}},
             "extensions": {"type": "list", "elements": "str", "default": []},
             "version": {"type": "str"},
             "update": {"type": "bool", "default": False},

@@ -211,8 +211,9 @@ class Postgres:
             (self.data / name).unlink()
         return self
 
-    def start(self):
-        options = "-c config_file='%s'" % self.config_file
+    def start(self, *settings):
+        """``settings`` (name=value) go onto the command line."""
+        options = " ".join("-c %s" % one for one in ("config_file='%s'" % self.config_file, *settings))
         self._run("pg_ctl", "-D", self.data, "-l", self.log, "-o", options, "-w", "-t", "60", "-s", "start")
         return self
 

@@ -62,9 +62,10 @@ class Site:
         common = {"ansible_connection": "local", "powa_remote_manage_packages": False, "powa_repository_manage_packages": False,
                   "powa_collector_manage_packages": False, "powa_web_manage_packages": False}  # fmt: skip
         db = {
-            one.name: {**{"powa_remote_" + key: value for key, value in one.login.items()}, "powa_remote_monitor_roles": ["mon"]}
+            one.name: {**{"powa_remote_" + key: value for key, value in one.login.items()}, "powa_remote_monitor_roles": ["mon"],
+                       "powa_remote_settings": {"track_io_timing": True, "pg_qualstats.sample_rate": None}}
             for one in (self.standby, *self.remotes)
-        }
+        }  # fmt: skip
         monitoring = {
             **{"powa_repository_" + key: value for key, value in login.items()},
             "powa_repository_collector_roles": ["coll"], "powa_repository_reader_roles": ["reader"], "powa_repository_servers": self.servers,
@@ -123,7 +124,9 @@ def deployed(site):
 
 def test_deploy_again_and_check(site, deployed):
     changes = deployed
-    assert changes["prod1"] and changes["prod2"] and changes["monitor"] and changes["prod1standby"] == 0
+    assert changes["prod1"] and changes["prod2"] and changes["monitor"]
+    # The standby got all from its primary but the parameters, which are its own.
+    assert changes["prod1standby"] == 1 and site.standby.value("SHOW track_io_timing") == "on"
     assert site.repository.value("SELECT count(*) FROM powa_snapshot_metas WHERE srvid > 0 AND isfinite(snapts) AND errors IS NULL", dbname="powa") == 2
     for name, mode in (("passfile", 0o600), ("powa-collector.conf", 0o640)):
         assert (site.directory / name).stat().st_mode & 0o777 == mode

@@ -14,10 +14,12 @@ import re
 import time
 import typing as t
 
-from .._errors import InvalidInput, Refused
+from .._errors import InvalidInput, NotConfirmed, Refused
 from .._module import Context, Operation
 from .._plan import Plan
+from .._powa import settings as parameters
 from .._powa.preload import FAILS_UNLOADED, Preload, debian_package, judge_preload
+from .._powa.removal import Footprint, read_footprint
 from .._powa.repository import Installed, Repository, Right, read_installed, repository_class, version_tuple
 from .._sql.connection import DatabaseMissing, Session, Target, connect, sql
 from .._wait import Deadline
@@ -26,6 +28,8 @@ POWA = "powa"
 # CREATE EXTENSION powa brings these.
 _BROUGHT = ("pg_stat_statements", "btree_gist")
 _NAME = re.compile(r"[a-z_][a-z0-9_]*\Z")
+# A server that was told to reload its files does so within this time, in seconds.
+_RELOAD_SECONDS = 10
 
 
 @dataclasses.dataclass
@@ -52,6 +56,8 @@ class Seen:
     roles: t.Sequence[Role]
     schema_exists: bool
     after_creation: t.Sequence[Right]
+    settings: parameters.Settings
+    footprint: Footprint = dataclasses.field(default_factory=Footprint)
 
 
 class PowaArchivist(Operation):
@@ -66,7 +72,10 @@ class PowaArchivist(Operation):
         self.extensions = [name for name in dict.fromkeys(params.get("extensions") or ()) if name != POWA]
         self.update = bool(params["update"])
         self.version: str | None = params.get("version")
+        self.absent = params["state"] == "absent"
+        self.settings = parameters.parse_settings(params.get("settings"))
         self._sessions: dict[str, Session] = {}
+        self._lost: Footprint | None = None
         self._check_names()
         self.grants = self._grants()
 
@@ -74,6 +83,9 @@ class PowaArchivist(Operation):
         for name in self.extensions:
             if not _NAME.match(name):
                 raise InvalidInput('"%s" in extensions is no name of an extension' % name)
+        useless = [name for name in ("grant_to", "version", "update") if self.params.get(name)]
+        if self.absent and useless:
+            raise InvalidInput("%s goes with state present only" % " and ".join(useless))
 
     def _grants(self) -> list[tuple[str, str]]:
         default = "collector" if self.side == "repository" else "monitor"
@@ -139,6 +151,7 @@ class PowaArchivist(Operation):
             roles=roles,
             schema_exists=self.schema == "public",
             after_creation=(),
+            settings=parameters.read_settings(session, self.settings),
             **(row or {}),
         )
         if seen.database_exists:
@@ -158,6 +171,9 @@ class PowaArchivist(Operation):
                 "SELECT e.extname AS name, e.extversion AS version, n.nspname AS schema FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace"
             )
         }
+        if self.absent:
+            seen.footprint = read_footprint(inside, {name: found for name, found in seen.installed.items() if name in self.wanted_extensions()})
+            return
         seen.paths = {
             name: bool(
                 inside.value("SELECT EXISTS (SELECT FROM pg_extension_update_paths(%s) WHERE source = %s AND target = %s AND path IS NOT NULL)",
@@ -192,7 +208,7 @@ class PowaArchivist(Operation):
     def preload(self, seen: Seen) -> Preload:
         """A repository alone needs nothing preloaded, unless it is to have an extension that does."""
         names = [*self.extensions, "pg_stat_statements"] if self.side == "remote" else [name for name in self.extensions if name in FAILS_UNLOADED]
-        return judge_preload(seen.libraries, names)
+        return judge_preload(seen.libraries, [*([] if self.absent else names), *seen.settings.libraries])
 
     def deferred(self, seen: Seen) -> list[str]:
         """Extensions that cannot be created before the server was restarted."""
@@ -202,9 +218,8 @@ class PowaArchivist(Operation):
     # Plan
 
     def plan(self, seen: Seen) -> Plan:
-        if seen.in_recovery and self.params["on_standby"] == "skip":
-            return Plan()
-        plan = self.steps(seen)
+        skip = seen.in_recovery and self.params["on_standby"] == "skip"
+        plan = Plan() if skip else self.steps(seen)
         if seen.in_recovery and plan.changed:
             raise Refused(
                 "%s is a standby and lacks: %s" % (self.target, ", ".join(plan.names)),
@@ -212,10 +227,71 @@ class PowaArchivist(Operation):
                 action="Run this task on the primary; a standby gets everything from there",
                 in_recovery=True,
             )
+        self._plan_settings(plan, seen.settings)
         return plan
 
+    def _plan_settings(self, plan: Plan, settings: parameters.Settings) -> None:
+        """The server's own file, which a standby has too."""
+        changes = settings.changes()
+        for change in changes:
+            after = settings.target(change.name)
+            plan.add(
+                change.what,
+                functools.partial(self._write_setting, change),
+                subject="setting %s" % change.name,
+                before="%s = %s\n" % (change.name, change.before or ""),
+                after="%s = %s\n" % (change.name, after or ""),
+            )
+        if changes or settings.awaiting_reload():
+            plan.add("reload the configuration", self._reload)
+
     def steps(self, seen: Seen) -> Plan:
-        """What is missing, whatever the server's role."""
+        """What is missing in the database or is to go from it, whatever the server's role. A standby gets it from its primary."""
+        return self._removal(seen) if self.absent else self._creation(seen)
+
+    def _removal(self, seen: Seen) -> Plan:
+        plan = Plan()
+        names = [name for name in self.wanted_extensions() if name in seen.installed]
+        if not names:
+            return plan
+        lost = seen.footprint
+        self._refuse_removal(lost)
+        self._lost = self._lost or lost
+        plan.add(
+            "drop extension %s" % ", ".join(names),
+            functools.partial(self._drop_extensions, names),
+            subject="database %s" % self.database,
+            before="".join("%s %s\n" % (name, seen.installed[name].version) for name in names)
+            + "".join("registered server %s\n" % name for name in lost.servers)
+            + ("%s\n" % lost.history if POWA in names else ""),
+            after="",
+        )
+        return plan
+
+    def _refuse_removal(self, lost: Footprint) -> None:
+        what = 'the extensions in the database "%s" on %s' % (self.database, self.target)
+        if lost.collectors:
+            raise Refused(
+                "%s are in use: %s" % (what, ", ".join(lost.collectors)),
+                expected="no session of PoWA",
+                action="Stop powa-collector; where powa itself collects, take it out of shared_preload_libraries and restart the server",
+                collectors=list(lost.collectors),
+            )
+        if lost.datasources or lost.dependents:
+            tables = ["the table %s of a datasource" % name for name in lost.datasources]
+            raise Refused(
+                "%s cannot be dropped, as these need them: %s" % (what, ", ".join([*tables, *lost.dependents])),
+                action="Remove the datasources, and drop or change the other objects, if nobody needs them",
+                dependents=[*lost.datasources, *lost.dependents],
+            )
+        if (lost.servers or lost.rows) and not self.params["purge"]:
+            raise Refused(
+                "dropping %s deletes %s" % (what, lost.history),
+                expected="purge true, if this is meant",
+                action="The servers are: %s" % ", ".join(lost.servers) if lost.servers else None,
+            )
+
+    def _creation(self, seen: Seen) -> Plan:
         self._refuse(seen)
         plan = Plan()
         names = self.wanted_extensions()
@@ -358,6 +434,29 @@ class PowaArchivist(Operation):
         for right in repository.missing_rights(role.name, role.access):
             repository.session.execute(right.statement)
 
+    def _drop_extensions(self, names: t.Sequence[str]) -> None:
+        session = self._ready_for_extensions()
+        session.execute("SELECT set_config('lock_timeout', %s, false)", ["%dms" % (self.params["timeout"] * 1000)])
+        session.execute(sql.SQL("DROP EXTENSION {}").format(sql.SQL(", ").join(map(sql.Identifier, names))))
+
+    def _write_setting(self, change: parameters.Change) -> None:
+        parameters.write(self.session(), change)
+
+    def _reload(self) -> None:
+        session = self.session()
+        session.execute("SELECT pg_reload_conf()")
+        deadline = Deadline(_RELOAD_SECONDS)
+        while True:
+            left = parameters.read_settings(session, self.settings).awaiting_reload()
+            if not left:
+                return
+            if deadline.passed:
+                raise NotConfirmed(
+                    "%s was told to reload its configuration and goes on with other values of %s" % (self.target, ", ".join(left)),
+                    action="Look into the server's log and pg_file_settings",
+                )
+            time.sleep(0.05)
+
     # Result
 
     def report(self, seen: Seen) -> dict[str, t.Any]:
@@ -377,6 +476,9 @@ class PowaArchivist(Operation):
             "deferred": self.deferred(seen),
             "preload_missing": list(preload.missing),
             "preload_expected": preload.expected,
+            "settings": {name: seen.settings.parameters[name].setting for name in self.settings if name in seen.settings.parameters},
+            "deferred_settings": seen.settings.deferred,
+            "removed": None if self._lost is None else {"servers": list(self._lost.servers), "rows": self._lost.rows, "bytes": self._lost.bytes},
             "restart_required": bool(reason),
             "restart_reason": reason,
         }
@@ -386,9 +488,15 @@ class PowaArchivist(Operation):
 
     @staticmethod
     def _restart_reason(seen: Seen, preload: Preload) -> str:
-        if not preload.missing:
-            return ""
+        reasons = []
         names = ", ".join(preload.missing)
-        if seen.pending_restart:
-            return "%s must be preloaded, and shared_preload_libraries has changed in its file since the server started" % names
-        return "%s must be preloaded; set shared_preload_libraries = '%s', in this order" % (names, preload.expected)
+        if preload.missing and seen.pending_restart:
+            reasons.append("%s must be preloaded, and shared_preload_libraries has changed in its file since the server started" % names)
+        elif preload.missing:
+            reasons.append("%s must be preloaded; set shared_preload_libraries = '%s', in this order" % (names, preload.expected))
+        waiting = ["%s = %s" % (name, seen.settings.target(name)) for name in seen.settings.awaiting_restart()]
+        if waiting:
+            reasons.append("only a restart brings %s" % ", ".join(waiting))
+        if seen.settings.deferred:
+            reasons.append("%s can be set once the library is loaded" % ", ".join(seen.settings.deferred))
+        return "; ".join(reasons)

@@ -13,8 +13,8 @@ import posixpath
 import re
 import typing as t
 
-# In this order: PostgreSQL does not start with pg_stat_kcache before pg_stat_statements.
-PRELOADED = ("pg_stat_statements", "pg_stat_kcache", "pg_qualstats", "pg_wait_sampling")
+# In this order: PostgreSQL does not start with pg_stat_kcache before pg_stat_statements. powa itself is for local mode only.
+PRELOADED = ("pg_stat_statements", "pg_stat_kcache", "pg_qualstats", "pg_wait_sampling", "powa")
 # CREATE EXTENSION fails while the library is not loaded; the others can be created before.
 FAILS_UNLOADED = ("pg_stat_kcache",)
 
