@@ -11,9 +11,9 @@ version_added: "0.1.0"
 description:
   - Asks the running powa-collector, through its repository, what its workers do. Reloads it if a server has no worker or one
     without connection, and fails with the reason for each server that still has none afterwards.
-  - Can wait until the servers have a snapshot.
+  - Can have snapshots taken at once, and can wait until the servers have one.
   - Starts and stops no process, see the role P(pgfleet.ops.powa_collector#role) for that.
-  - Tested with version 1.2.0 of the collector. The code for 1.3 follows its documented protocol.
+  - Supports the versions 1.2 and 1.3 of the collector.
 options:
   login_db:
     description: The repository's database. Without this option the environment variable E(PGDATABASE) counts, then V(powa).
@@ -29,6 +29,12 @@ options:
     type: list
     elements: str
     default: []
+  force_snapshot:
+    description:
+      - Have a snapshot of each server taken at once and wait for it, as with O(wait_snapshot=new). Always a change.
+      - From version 1.3 of the collector on. It takes none within 10 seconds of the last one, so the task may wait that long before.
+    type: bool
+    default: false
   wait_snapshot:
     description:
       - V(none) - do not wait for a snapshot.
@@ -52,12 +58,12 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     support: full
-    details: Check mode asks for the state of the workers and sends no reload.
+    details: Check mode asks for the state of the workers, and neither reloads the collector nor has it take snapshots.
   diff_mode:
     support: full
   idempotent:
     support: partial
-    details: O(state=running) changes nothing twice, O(state=reloaded) always does.
+    details: O(state=running) changes nothing twice, O(state=reloaded) and O(force_snapshot) always do.
 notes:
   - The login needs to read the tables of PoWA. From version 1.3 of the collector on it must also be a superuser or a member of
     C(pg_signal_backend), C(powa_signal_backend), C(powa_write_all_data) or C(powa_admin).
@@ -80,6 +86,11 @@ EXAMPLES = r"""
 - name: Take over a changed password
   pgfleet.ops.powa_collector:
     state: reloaded
+
+- name: Have the state before the load test stored
+  pgfleet.ops.powa_collector:
+    servers: [prod1]
+    force_snapshot: true
 """
 
 RETURN = r"""
@@ -141,6 +152,7 @@ SPEC = CONNECTION.merge(
         {
             "state": {"type": "str", "choices": ["running", "reloaded"], "default": "running"},
             "servers": {"type": "list", "elements": "str", "default": []},
+            "force_snapshot": {"type": "bool", "default": False},
             "wait_snapshot": {"type": "str", "choices": ["none", "any", "new"], "default": "none"},
             "timeout": {"type": "float", "default": 60},
         }

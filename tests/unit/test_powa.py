@@ -470,3 +470,46 @@ def test_answers():
 def test_versions_of_connected_collectors():
     names = ["PoWA collector - main thread (1.2.0)", "PoWA collector - main thread (1.3.1)", "PoWA collector - main thread"]
     assert collector.collector_versions(FakeSession(pg_stat_activity=[{"name": name} for name in names])) == ["1.2.0", "1.3.1", ""]
+
+
+class Answering(collector.Collector):
+    """A collector that answers what it is told to."""
+
+    def __init__(self, *payloads):
+        self.payloads = list(payloads)
+
+    def _exchange(self, command, arguments):
+        return [collector.parse_answer(self.payloads.pop(0))[1:] for _argument in arguments]
+
+
+@pytest.mark.parametrize(
+    "payload, waits",
+    [
+        ("FORCE_SNAPSHOT OK Snapshot in progress", None),
+        ("FORCE_SNAPSHOT OK Snapshot wil begin shortly", None),
+        ("FORCE_SNAPSHOT ERROR Last snapshot was less than 10s. ago", "Last snapshot was less than 10s. ago"),
+        ("FORCE_SNAPSHOT ERROR A snapshot is already in progress", "A snapshot is already in progress"),
+        ("FORCE_SNAPSHOT ERROR A forced snapshot is already scheduled", "A forced snapshot is already scheduled"),
+    ],
+)
+def test_a_forced_snapshot_is_taken_or_has_to_wait(payload, waits):
+    assert Answering(payload).force_snapshot(7) == waits
+
+
+@pytest.mark.parametrize(
+    "payload, action",
+    [
+        ("FORCE_SNAPSHOT ERROR Server id 7 not found", "Restart the collector"),
+        ('FORCE_SNAPSHOT UNKNOWN Message "FORCE_SNAPSHOT" invalid, command ignored', "Restart the collector"),
+        ("FORCE_SNAPSHOT ERROR Permission denied", "powa_signal_backend"),
+    ],
+)
+def test_a_forced_snapshot_that_is_never_taken(payload, action):
+    with pytest.raises(Refused, match=action):
+        Answering(payload).force_snapshot(7)
+
+
+def test_an_answer_that_is_not_ok_asks_for_a_restart():
+    with pytest.raises(Refused, match="answered KO to WORKERS_STATUS") as caught:
+        Answering("WORKERS_STATUS KO {ANSWER TOO LONG}").ask("WORKERS_STATUS")
+    assert caught.value.facts == {"restart_required": True}

@@ -4,7 +4,7 @@
 #
 # PRIVATE to the collection: no promise is made about this file to anything outside it.
 
-"""A running powa-collector: a worker for every active server, and the snapshots they store."""
+"""A running powa-collector: a worker for every active server, and the snapshots they store, also at once."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ import typing as t
 from .._errors import InvalidInput, NotConfirmed, NotReachable, Refused, WaitTimeout
 from .._module import Context, Operation
 from .._plan import Plan
-from .._powa.collector import ALIVE, NO_WORKER, RUNNING, Collector, collector_versions
-from .._powa.repository import Registered, Repository, open_repository
+from .._powa.collector import ALIVE, FORCES_SNAPSHOTS, NO_WORKER, RUNNING, Collector, collector_versions
+from .._powa.repository import Registered, Repository, open_repository, version_tuple
 from .._sql.connection import Session, Target, connect
 from .._wait import Deadline
 
 # A collector that was just started connects within this time, and so do its workers. In seconds.
 START_SECONDS = 10
 POLL_SECONDS = 0.5
+# The collector refuses a forced snapshot for 10 s after the last one.
+FORCE_AGAIN_SECONDS = 1
 _ERROR_LENGTH = 500
 
 
@@ -82,6 +84,8 @@ class PowaCollector(Operation):
         self.session: Session | None = None
         self._repository: Repository | None = None
         self._collector: Collector | None = None
+        self.force: bool = params["force_snapshot"]
+        self.wait: str = "new" if self.force else params["wait_snapshot"]
         self._reloaded = False
         self._began: datetime.datetime | None = None
 
@@ -157,8 +161,12 @@ class PowaCollector(Operation):
         plan = Plan()
         idle = seen.not_running
         wanted = self.params["state"] == "reloaded"
-        if not idle and not wanted and not seen.strays:
-            return plan
+        if self.force and version_tuple(seen.version) < FORCES_SNAPSHOTS:
+            raise Refused(
+                "powa-collector %s takes no snapshot on request" % seen.version,
+                expected="1.3 or later",
+                action="Wait for the next regular snapshot with wait_snapshot=new, or install a newer collector",
+            )
         if seen.strays:
             raise Refused(
                 "the collector still works on servers that are not active or not registered any more: id %s" % ", ".join(map(str, seen.strays)),
@@ -167,20 +175,34 @@ class PowaCollector(Operation):
                 restart_required=True,
                 servers=[seen.describe(server) for server in seen.watched],
             )
-        reason = "asked for" if wanted else "for %s" % ", ".join(server.label for server in idle)
-        plan.add(
-            "reload the collector (%s)" % reason,
-            self._reload,
-            subject="workers of the collector",
-            before={server.label: seen.worker(server) for server in seen.watched},
-            after={server.label: RUNNING for server in seen.watched},
-        )
+        if idle or wanted:
+            reason = "asked for" if wanted else "for %s" % ", ".join(server.label for server in idle)
+            plan.add(
+                "reload the collector (%s)" % reason,
+                self._reload,
+                subject="workers of the collector",
+                before={server.label: seen.worker(server) for server in seen.watched},
+                after={server.label: RUNNING for server in seen.watched},
+            )
+        if self.force and seen.watched:
+            plan.add("take a snapshot of %s at once" % ", ".join(server.label for server in seen.watched), self._force)
         return plan
 
     def _reload(self) -> None:
         collector, _version = self.collector()
         collector.reload()
         self._reloaded = True
+
+    def _force(self) -> None:
+        """Ask until each server has a snapshot that is under way or new. What has no worker is left to the confirmation."""
+        collector, _version = self.collector()
+        seen = self.observe()
+        waiting = [server for server in seen.watched if server not in seen.not_running]
+        while waiting and not self.deadline.passed:
+            waiting = [server for server in waiting if not self._has_snapshot(seen, server) and collector.force_snapshot(server.id)]
+            if waiting:
+                time.sleep(min(FORCE_AGAIN_SECONDS, self.deadline.left))
+                seen = dataclasses.replace(seen, snapshots=self.repository.snapshots())
 
     def confirm(self, seen: Seen) -> None:
         if seen.not_running:
@@ -192,7 +214,7 @@ class PowaCollector(Operation):
             )
 
     def report(self, seen: Seen) -> dict[str, t.Any]:
-        if self.params["wait_snapshot"] != "none" and not self.context.check_mode:
+        if self.wait != "none" and not self.context.check_mode:
             seen = self._wait_for_snapshots(seen)
         for server in seen.watched:
             if seen.describe(server)["errors"]:
@@ -208,7 +230,7 @@ class PowaCollector(Operation):
         stored = seen.snapshots.get(server.id, {}).get("snapshot_at")
         if stored is None:
             return False
-        return self.params["wait_snapshot"] == "any" or stored > self._began
+        return self.wait == "any" or stored > self._began
 
     def _wait_for_snapshots(self, seen: Seen) -> Seen:
         while True:
@@ -217,7 +239,7 @@ class PowaCollector(Operation):
                 return seen
             if self.deadline.passed:
                 seen = self._observe()
-                what = "no snapshot" if self.params["wait_snapshot"] == "any" else "no new snapshot"
+                what = "no snapshot" if self.wait == "any" else "no new snapshot"
                 raise WaitTimeout(
                     "%s within %g s: %s" % (what, self.params["timeout"], "; ".join(map(seen.sentence, waiting))),
                     action="Collector 1.2 takes a snapshot at each third interval only: timeout must be above 3 x frequency",

@@ -34,6 +34,10 @@ NO_WORKER = "none"
 # A server without one of these has no worker thread, and only RELOAD makes one.
 ALIVE = (RUNNING, "no connection to remote server", "no connection to repository server", "stopping", "Unknown")
 
+# The versions that take a snapshot on request.
+FORCES_SNAPSHOTS = (1, 3)
+_LATER = re.compile("less than 10s|already in progress|already scheduled")
+
 _MAIN_THREAD = re.compile(r"PoWA collector - main thread \((?P<version>[0-9][^)]*)\)")
 
 
@@ -88,20 +92,29 @@ class Collector:
 
         Raises NotReachable if an answer fails to come and Refused if the collector says anything but OK.
         """
+        answers = self._exchange(command, arguments)
+        for status, data in answers:
+            if status != "OK":
+                raise self._refusal(command, status, data)
+        return [data for _status, data in answers]
+
+    def _exchange(self, command: str, arguments: t.Sequence[str]) -> list[tuple[str, str]]:
         self._received.clear()
         for argument in arguments:
             self.session.execute("SELECT pg_notify('powa_collector', %s)", [" ".join(filter(None, (command, self.channel, argument)))])
-        answers = []
-        for payload in self._wait(command, len(arguments)):
-            _command, status, data = parse_answer(payload)
-            if status != "OK":
-                raise Refused(
-                    "the collector answered %s to %s: %s" % (status, command, data or "no reason given"),
-                    action="Since 1.3 the sender must be a superuser or a member of pg_signal_backend, powa_signal_backend,"
-                    " powa_write_all_data or powa_admin: see login_user",
-                )
-            answers.append(data)
-        return answers
+        return [parse_answer(payload)[1:] for payload in self._wait(command, len(arguments))]
+
+    @staticmethod
+    def _refusal(command: str, status: str, data: str) -> Refused:
+        text = "the collector answered %s to %s: %s" % (status, command, data or "no reason given")
+        if data == "Permission denied":
+            return Refused(
+                text,
+                action="Since 1.3 the sender must be a superuser or a member of pg_signal_backend, powa_signal_backend,"
+                " powa_write_all_data or powa_admin: see login_user",
+            )
+        # So 1.3 answers once it was reloaded while it had a worker of a server that is gone.
+        return Refused(text, action="Restart the collector and look into its log", restart_required=True)
 
     def _wait(self, command: str, count: int) -> list[str]:
         deadline = Deadline(ANSWER_SECONDS)
@@ -122,6 +135,15 @@ class Collector:
     def reload(self) -> None:
         """Make it read powa_servers anew and start workers for servers that have none."""
         self.ask("RELOAD")
+
+    def force_snapshot(self, srvid: int) -> str | None:
+        """Ask for a snapshot of a server at once. Returns why it has to wait, None if it is taken. Raises Refused if it never will be."""
+        ((status, data),) = self._exchange("FORCE_SNAPSHOT", [str(srvid)])
+        if status == "OK":
+            return None
+        if status == "ERROR" and _LATER.search(data):
+            return data
+        raise self._refusal("FORCE_SNAPSHOT", status, data)
 
     def workers(self, srvids: t.Collection[int]) -> dict[int, str]:
         """Status of the worker threads by server id; ``srvids`` are those of all servers that may have one."""
