@@ -132,7 +132,7 @@ options:
       - Faults are a server that does not answer or does not let the role in, no extension C(powa) there or one of another version, a missing
         extension, a library that is not preloaded, and missing rights.
       - Only a task that runs on the collector's host and has its passwords asks the same question as the collector, so this is no default.
-        The playbook P(pgfleet.ops.register_powa_servers#playbook) does it.
+        The playbook C(pgfleet.ops.register_powa_servers) does it.
     type: bool
     default: false
   check_timeout:

@@ -188,11 +188,12 @@ class Repository:
         raise NotImplementedError
 
     def sequence_lag(self) -> int:
-        """How far the sequence of server ids is behind the highest id: a restored dump starts it anew. 0 where it is not."""
+        """How far the sequence of server ids is behind the highest id: a restored dump starts it anew. 0 where it is not, or may not be read."""
         return self.session.value(
             self.statement(
-                "SELECT greatest(0, coalesce((SELECT max(id) FROM {powa_servers}), 0)"
-                " - coalesce(pg_sequence_last_value(pg_get_serial_sequence(quote_ident(%s) || '.powa_servers', 'id')::regclass), 0))::integer"
+                "SELECT CASE WHEN has_sequence_privilege(s.name, 'USAGE, SELECT') THEN"
+                " greatest(0, coalesce((SELECT max(id) FROM {powa_servers}), 0) - coalesce(pg_sequence_last_value(s.name::regclass), 0)) ELSE 0 END::integer"
+                " FROM pg_get_serial_sequence(quote_ident(%s) || '.powa_servers', 'id') AS s(name)"
             ),
             [self.schema],
         )
