@@ -451,7 +451,7 @@ def call_module(name, options, check=False, diff=False, user="postgres", environ
     assert len(lines) == 1, "no result in:\n%s\n%s" % (done.stdout, done.stderr)
     result = {"failed": False, **json.loads(lines[0])}
     result.pop("invocation", None)
-    result["printed"] = " ".join(result.pop("warnings", ()))
+    result["printed"] = " ".join(warning["event"]["msg"] for warning in result.pop("warnings", ()))
     return result
 
 

@@ -490,3 +490,54 @@ def test_the_example_of_the_documentation_is_refused_and_the_declaration_of_it_c
     deployed(site, ours, ["one"])
     snapshot(site, "one")
     assert site.rows("SELECT srvid, my_counter FROM powa_counted_by_me_samples()") == [(site.srvid("one"), 42)]
+
+
+def test_the_source_on_a_primary_and_its_standby(own_lab, generation):
+    """PoWA in a schema of its own where that can be; an extension, rights of the definer, plpgsql."""
+    settings = {"shared_preload_libraries": PRELOAD}
+    primary = own_lab.postgres("primary", settings=settings, system=generation.system).init().start()
+    schema = {"powa4": "public", "powa5": "observe"}[generation.name]
+    primary.sql("CREATE ROLE monitor LOGIN PASSWORD '%s'" % PASSWORDS["monitor"])
+    Site.must("powa_archivist", {**primary.login, "side": "remote", "schema": schema, "grant_to": [{"role": "monitor"}]})
+    standby = own_lab.postgres("standby", settings=settings, system=generation.system).clone(primary)
+    primary.wait_for_standbys(1)
+    columns = [{"name": "user", "type": "name", "kind": "label"}, {"name": "n", "type": "integer", "kind": "gauge"}]
+    source = {
+        "name": "definer", "columns": columns, "language": "plpgsql", "security_definer": True, "extensions": ["dblink"], "grant_to": ["monitor"],
+        # The definer reads what the collector's role must not, by a password that is in no text.
+        "query": "BEGIN RETURN QUERY SELECT now(), current_user, n FROM @extschema:dblink@.dblink('host=127.0.0.1 port=%d user=postgres passfile=%s',"
+        " 'SELECT count(*)::int FROM pg_authid') AS d(n int); END" % (primary.port, primary.passfile),
+    }  # fmt: skip
+    wrong = call_module("powa_datasource", {**primary.login, "side": "remote", **source, "query": "BEGIN RETURN QUERY SELECT now(), current_user, 1/0; END"})
+    assert wrong["failed"] and wrong["faults"][0]["check"] == "source_fails" and "division by zero" in wrong["msg"], wrong
+    assert primary.value("SELECT count(*) FROM pg_proc WHERE proname = 'powa_definer_src'", dbname="powa") == 0
+    early = call_module("powa_datasource", {**standby.login, "side": "remote", **source, "timeout": 1})
+    assert early["failed"] and "is a standby and lacks" in early["msg"] and early["in_recovery"], early
+    result = four_steps("powa_datasource", {**primary.login, "side": "remote", **source})
+    assert result["plan"] == ["create extension dblink", "create function powa_definer_src", "let monitor execute powa_definer_src"]
+    assert result["schema"] == schema
+    for node in (primary, standby):
+        with psycopg.connect(host="127.0.0.1", port=node.port, user="monitor", password=PASSWORDS["monitor"], dbname="powa") as connection:
+            rows = connection.execute('SELECT "user", n > 1 FROM %s.powa_definer_src(0)' % schema).fetchall()
+            assert rows == [("postgres", True)]
+    assert call_module("powa_datasource", {**standby.login, "side": "remote", **source})["changed"] is False
+    # Not for everybody, and not again for everybody after somebody gave it.
+    primary.sql("GRANT EXECUTE ON FUNCTION %s.powa_definer_src TO PUBLIC" % schema, dbname="powa")
+    assert four_steps("powa_datasource", {**primary.login, "side": "remote", **source})["plan"] == ["let monitor execute powa_definer_src"]
+    assert primary.value("SELECT has_function_privilege('pg_monitor', '%s.powa_definer_src(integer)', 'EXECUTE')" % schema, dbname="powa") is False
+    unknown = call_module("powa_datasource", {**primary.login, "side": "remote", **source, "grant_to": ["nobody_here"]})
+    assert unknown["failed"] and "grant_to names nobody_here" in unknown["msg"]
+
+    # The same server keeps the history as well, in the same schema.
+    Site.must("powa_archivist", {**primary.login, "side": "repository", "schema": schema})
+    entry = {"alias": "self", "host": "127.0.0.1", "port": primary.port, "user": "monitor", "password": PASSWORDS["monitor"]}
+    Site.must("powa_server", {**primary.login, "servers": [entry]})
+    declared = {key: value for key, value in source.items() if key != "grant_to"}
+    result = four_steps("powa_datasource", {**primary.login, "side": "repository", **declared})
+    assert result["schema"] == schema and result["servers"] == [{"alias": "self", "active": True}]
+    more = [*columns, {"name": "x", "type": "int5", "kind": "gauge"}]
+    wrong = call_module("powa_datasource", {**primary.login, "side": "repository", **declared, "columns": more})
+    assert wrong["failed"] and wrong["error"] == "InvalidInput" and '"int5", which the server does not know' in wrong["msg"], wrong
+    twins = {"name": "twins", "columns": columns[1:], "query": "SELECT n FROM generate_series(1, 2) AS n"}
+    Site.must("powa_datasource", {**primary.login, "side": "remote", **twins})
+    assert 'yields rows with the same labels on server "self"' in Site.must("powa_datasource", {**primary.login, "side": "repository", **twins})["printed"]

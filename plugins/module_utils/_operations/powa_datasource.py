@@ -348,6 +348,7 @@ class RepositorySide(_Side):
             raise InvalidInput("grant_to belongs to side=remote", action="In the repository rights follow those on PoWA's own tables")
         self.source = self.functions.get("query_source", self.names.source)
         self.transient = self.source + "_tmp"
+        self.twins: dict[str, int] = {}
 
     # Observation
 
@@ -663,6 +664,9 @@ class RepositorySide(_Side):
 
     def _drop(self, tables: t.Sequence[catalog.FoundTable], functions: t.Sequence[catalog.FoundFunction]) -> None:
         schema = self.repository.schema
+        locked = [name for name in (self.names.transient, self.names.current, self.names.history) if name in [table.name for table in tables]]
+        for name in locked:
+            self.session.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.Identifier(schema, name)))
         for function in functions:
             catalog.drop_function(self.session, schema, function)
         for table in sorted(tables, key=lambda one: one.composite):
@@ -679,9 +683,13 @@ class RepositorySide(_Side):
                     check.refuse(self.name, [fault])
 
     def _collecting_roles(self) -> list[str | None]:
-        """Roles that write PoWA's own transient tables and that this session may act as; else itself."""
-        roles = [role for role, rights in self.repository.data_roles(MODEL_TRANSIENT).items() if role and "INSERT" in rights]
-        return [role for role in roles if self.session.value("SELECT pg_has_role(%s::name, 'MEMBER')", [role])] or [None]
+        """Logins that may write PoWA's own transient tables and that this session may act as; else itself."""
+        rows = self.session.rows(
+            "SELECT rolname FROM pg_roles WHERE rolcanlogin AND NOT rolsuper AND pg_has_role(oid, 'MEMBER')"
+            " AND has_table_privilege(oid, to_regclass(%s)::oid, 'INSERT') ORDER BY rolname",
+            ['"%s".%s' % (self.repository.schema.replace('"', '""'), MODEL_TRANSIENT)],
+        )
+        return [row["rolname"] for row in rows][:TRIALS] or [None]
 
     def _trial(self, probe: Probe, role: str | None) -> Fault | None:
         repository, srvid = self.repository, probe.server.id
@@ -697,6 +705,7 @@ class RepositorySide(_Side):
                 if role:
                     self.session.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(role)))
                 self.session.copy_in(sql.SQL("COPY {} FROM STDIN").format(transient), probe.data)
+                self._note_twins(probe, transient)
                 for operation in ("snapshot", "aggregate", "purge"):
                     doing = "%s(%d)" % (functions[operation], srvid)
                     self.session.execute(sql.SQL("SELECT {}(%s)").format(sql.Identifier(schema, functions[operation])), [srvid])
@@ -715,9 +724,26 @@ class RepositorySide(_Side):
             )  # fmt: skip
         return None
 
+    def _note_twins(self, probe: Probe, transient: t.Any) -> None:
+        """Rows of one sample with the same labels are one series to whoever reads the history."""
+        if self.declared is None:
+            return
+        labels = sql.SQL(", ").join([sql.Identifier("srvid"), *(sql.Identifier(column.name) for column in self.declared.labels)])
+        count = self.session.value(
+            sql.SQL("SELECT count(*) FROM (SELECT 1 FROM {} WHERE srvid = %s GROUP BY {} HAVING count(*) > 1) AS twins").format(transient, labels),
+            [probe.server.id],
+        )
+        if count:
+            self.twins[probe.server.label] = count
+
     # Result
 
     def report(self, seen: RepositorySeen) -> dict[str, t.Any]:
+        for label, count in self.twins.items():
+            self.context.warn(
+                'the query of %s yields rows with the same labels on server "%s", %d times: add a label that tells them apart, or rates are wrong'
+                % (self.name, label, count)
+            )
         return {
             "name": self.name,
             "side": "repository",

@@ -105,7 +105,7 @@ def plan_tables(
         _refuse_loss(declaration, live, wanted, convertible, purge)
         plan.add(
             "migrate the history of %s: %s" % (declaration.name, ", ".join(changes)),
-            functools.partial(tools.migrate, live, names.current in tables),
+            functools.partial(tools.migrate, live, tuple(tables)),
             subject="tables of %s" % declaration.name,
             before=_show(live),
             after=_show(wanted),
@@ -181,9 +181,17 @@ class Tables:
         self._run("CREATE UNLOGGED TABLE {transient} (%s)" % transient_columns(self.declaration))
         self._run("COMMENT ON TABLE {transient} IS {mark}")
 
-    def migrate(self, live: Layout, with_current: bool) -> None:
-        """Make the tables anew and fill them with everything the old ones hold."""
-        old = {what: name for what, name in zip(("old_record", "old_current", "old_history"), self._old_names())}
+    def lock(self, tables: t.Sequence[str]) -> None:
+        """Keep snapshots out until the transaction ends."""
+        for table in tables:
+            self._run("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE", table=table)
+
+    def migrate(self, live: Layout, existing: t.Collection[str]) -> None:
+        """Make the tables anew and fill them with everything the old ones hold. ``existing`` are the names of all that are there."""
+        # In the order in which a snapshot takes them, so that it and this cannot wait for each other.
+        self.lock([name for name in (self.names.transient, self.names.current, self.names.history) if name in existing])
+        with_current = self.names.current in existing
+        old = dict(zip(("old_record", "old_current", "old_history"), self._old_names()))
         self._run("ALTER TYPE {record} RENAME TO %s" % quote(old["old_record"]))
         self._run("ALTER TABLE {history} RENAME TO %s" % quote(old["old_history"]))
         if with_current:
