@@ -98,8 +98,9 @@ integration: $(VENV)/.tests test-packages build
 end-to-end: build
 	@$(SUDO) $(BIN)/python tools/demo_test.py
 
-bench: $(VENV)/.tests test-packages ## our switchover beside the same steps with command line tools
+bench: $(VENV)/.tests test-packages ## our switchover beside the same steps with command line tools; a fleet registered with PoWA
 	$(SUDO) $(BIN)/python tests/bench/switchover.py
+	$(SUDO) $(BIN)/python tests/bench/powa_servers.py
 
 clean: ## remove what make has built
 	rm -rf $(BUILD) $(VENV) .ansible .pytest_cache .ruff_cache .mypy_cache
