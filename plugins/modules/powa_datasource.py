@@ -194,21 +194,23 @@ author:
 
 EXAMPLES = r"""
 - name: Have the sizes of databases collected, on a server
-  pgfleet.ops.powa_datasource: &sizes
+  pgfleet.ops.powa_datasource:
     name: database_size
     side: remote
-    columns:
+    columns: &columns
       - {name: datname, type: text, kind: label}
       - {name: size_bytes, type: bigint, kind: gauge}
       - {name: commits, type: bigint, kind: counter}
-    query: >-
+    query: &query >-
       SELECT d.datname, pg_database_size(d.oid) AS size_bytes, s.xact_commit AS commits
       FROM pg_database d JOIN pg_stat_database s ON s.datid = d.oid WHERE d.datallowconn
 
 - name: Have the sizes of databases collected, in the repository
   pgfleet.ops.powa_datasource:
-    <<: *sizes
+    name: database_size
     side: repository
+    columns: *columns
+    query: *query
     login_host: repository.example.org
     servers: [prod1, prod2]
 
