@@ -52,6 +52,10 @@ options:
       - With V(false), a worker that has ended shows as a stale server once its last snapshot is too old.
     type: bool
     default: true
+  history:
+    description: Also count what is stored of each server. This reads all of it, so it is nothing for a check that runs each minute.
+    type: bool
+    default: false
   fail_on:
     description:
       - V(none) - never fail because of what was found.
@@ -72,6 +76,7 @@ notes:
 seealso:
   - module: pgfleet.ops.powa_server
   - module: pgfleet.ops.powa_collector
+  - module: pgfleet.ops.powa_datasource
 author:
   - pgfleet.ops contributors (@pgfleet)
 """
@@ -161,6 +166,13 @@ servers:
       description: What PoWA noted at the last snapshot or attempt.
       type: list
       elements: str
+    history:
+      description:
+        - With O(history), the number of stored RV(ignore:rows), their RV(ignore:bytes), and RV(ignore:begins) and RV(ignore:ends), the times of the first
+          and of the last snapshot in them, null without any.
+        - A row holds one snapshot or, once it was put together, up to RV(ignore:powa_coalesce) of them. What C(pg_track_settings) stores does not count.
+      type: dict
+      sample: {rows: 5120, bytes: 3102208, begins: "2026-11-20T10:00:03+00:00", ends: "2026-11-21T09:59:58+00:00"}
     status:
       description: V(ok), V(warning) or V(critical). An inactive server is V(ok).
       type: str
@@ -242,6 +254,7 @@ SPEC = CONNECTION.merge(
             "max_age_factor": {"type": "float", "default": 4},
             "max_age_seconds": {"type": "float"},
             "ask_collector": {"type": "bool", "default": True},
+            "history": {"type": "bool", "default": False},
             "fail_on": {"type": "str", "choices": ["none", "critical", "warning"], "default": "none"},
         }
     )

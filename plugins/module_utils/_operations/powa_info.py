@@ -21,6 +21,8 @@ from .._powa.repository import Registered, open_repository
 from .._sql.connection import Session, Target, connect
 from .powa_server import describe
 
+_NO_HISTORY = {"rows": 0, "bytes": 0, "begins": None, "ends": None}
+
 
 @dataclasses.dataclass
 class Seen:
@@ -30,6 +32,7 @@ class Seen:
     snapshots: t.Mapping[int, t.Mapping[str, t.Any]]
     datasources: t.Sequence[Datasource]
     collector: CollectorSeen
+    history: t.Mapping[int, t.Mapping[str, t.Any]] | None
 
 
 def parse_expected(entries: t.Iterable[t.Mapping[str, t.Any]]) -> list[Node]:
@@ -66,6 +69,7 @@ class PowaInfo(Operation):
             collector=self._ask_collector(servers),
             snapshots=repository.snapshots(),
             datasources=repository.datasources(),
+            history=repository.history() if self.params["history"] else None,
         )
 
     def _ask_collector(self, servers: t.Sequence[Registered]) -> CollectorSeen:
@@ -117,6 +121,7 @@ class PowaInfo(Operation):
             "max_age_seconds": limit,
             "stale": limit is not None and (age is None or age > limit),
             "errors": list(snapshot.get("errors") or ()),
+            **({} if seen.history is None else {"history": seen.history.get(server.id, _NO_HISTORY)}),
             "status": health.worst(reasons),
             "reasons": health.texts(reasons),
         }, reasons

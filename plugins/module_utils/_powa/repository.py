@@ -383,6 +383,31 @@ class Repository:
         )
         return {row.pop("srvid"): row for row in rows}
 
+    def history(self) -> dict[int, dict[str, t.Any]]:
+        """What is stored, by server id: ``rows``, ``bytes`` of these rows, ``begins`` and ``ends``. Reads all of it."""
+        found: dict[int, dict[str, t.Any]] = {}
+        for table in self._history_tables():
+            # A record of snapshots has their range; a single one, not yet put together, has its time.
+            first, last = ("min(lower(h.coalesce_range))", "max(upper(h.coalesce_range))") if table["ranges"] else ("min((h.record).ts)", "max((h.record).ts)")
+            query = sql.SQL("SELECT h.srvid, count(*) AS rows, sum(pg_column_size(h.*))::bigint AS bytes, {} AS begins, {} AS ends FROM {} h GROUP BY h.srvid")
+            for row in self.session.rows(query.format(sql.SQL(first), sql.SQL(last), self.name(table["name"]))):
+                one = found.setdefault(row["srvid"], {"rows": 0, "bytes": 0, "begins": row["begins"], "ends": row["ends"]})
+                one["rows"] += row["rows"]
+                one["bytes"] += row["bytes"]
+                one["begins"], one["ends"] = min(one["begins"], row["begins"]), max(one["ends"], row["ends"])
+        return found
+
+    def _history_tables(self) -> list[dict[str, t.Any]]:
+        """Tables of the schema with stored snapshots: ``name``, and ``ranges`` where a row holds many of them."""
+        return self.session.rows(
+            "SELECT c.relname AS name, bool_or(a.attname = 'coalesce_range') AS ranges FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+            " JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped LEFT JOIN pg_type t ON t.oid = a.atttypid"
+            " LEFT JOIN pg_attribute f ON f.attrelid = t.typrelid AND a.attname = 'record' AND f.attname = 'ts' AND f.attnum > 0"
+            " WHERE n.nspname = %s AND c.relkind = 'r' AND (a.attname = 'coalesce_range' OR f.attname = 'ts')"
+            " AND EXISTS (SELECT FROM pg_attribute s WHERE s.attrelid = c.oid AND s.attname = 'srvid') GROUP BY 1 ORDER BY 1",
+            [self.schema],
+        )
+
     # Rights
 
     def missing_rights(self, role: str, access: str) -> list[Right]:
