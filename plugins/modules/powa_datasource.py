@@ -16,7 +16,7 @@ description:
   - Or write the functions yourself and name them in O(functions). They are checked first, as PoWA itself checks nothing and
     some faults never show as an error.
   - Has two sides. Run it with O(side=remote) on the primary of each server that is collected from, then once with
-    O(side=repository). The playbook P(pgfleet.ops.deploy_datasource#playbook) does both.
+    O(side=repository). The playbook C(pgfleet.ops.deploy_datasource) does both.
   - In the repository it works in one transaction, which includes a trial snapshot that is rolled back.
   - Works the same way on PoWA 4.1, 4.2 and 5.x.
 options:

@@ -150,8 +150,8 @@ def _columns(columns: t.Iterable[tuple[str, str]]) -> str:
 
 
 def check_emptied(snapshot: str, transient: str, body: str) -> list[Fault]:
-    """What can be said without calling the snapshot function."""
-    if re.search(r"\b(delete\s+from|truncate)\b", body, re.I) or not body:
+    """What can be said without calling the snapshot function: it names the table and deletes from none. The trial snapshot tells the rest."""
+    if transient not in body.lower() or re.search(r"\b(delete\s+from|truncate)\b", body, re.I):
         return []
     return [not_emptied(snapshot, transient)]
 
@@ -214,7 +214,9 @@ def failed_call(label: str, name: str, schema: str, message: str, sqlstate: str 
     if sqlstate == "57014":
         return Fault("source_slow", found, "The whole snapshot waits for it: make it answer within %g s (source_timeout)" % seconds)
     if sqlstate in ("42883", "42P01", "3F000", "42704"):
-        return Fault("source_unqualified", found, "Write the schema before each name in the function: PoWA 5 calls it with search_path = pg_catalog")
+        return Fault(
+            "source_unqualified", found, "Create what is missing, or write its schema before its name: PoWA 5 calls the function with search_path = pg_catalog"
+        )
     if sqlstate == "42702":
         return Fault("source_ambiguous", found, "Write the table's name before the column: a parameter or an OUT column of the function has the same name")
     return Fault("source_fails", found, "Mend the function; PoWA would note this at each snapshot")
