@@ -696,9 +696,13 @@ class RepositorySide(_Side):
         schema = repository.schema
         transient = sql.Identifier(schema, self.transient)
         functions = self.functions or self.names.operations
-        doing = 'copying the rows of server "%s" into %s' % (probe.server.label, self.transient)
+        doing = 'waiting for the end of a snapshot of server "%s"' % probe.server.label
         try:
             with self.session.rehearsal():
+                # PoWA's functions take this lock too, and they fail at once when the collector has it.
+                metas = sql.Identifier(schema, "powa_snapshot_metas")
+                self.session.execute(sql.SQL("SELECT FROM {} WHERE srvid = %s FOR UPDATE").format(metas), [srvid])
+                doing = 'copying the rows of server "%s" into %s' % (probe.server.label, self.transient)
                 # What the last snapshot may have left would be taken for a fault of this one.
                 self.session.execute(sql.SQL("DELETE FROM {} WHERE srvid = %s").format(transient), [srvid])
                 self.session.execute("SET LOCAL search_path = pg_catalog" if repository.shared_registration else 'SET LOCAL search_path = "$user", public')
