@@ -125,13 +125,20 @@ def up():
     say("")
     for text in result["error_texts"]:
         say("  a client saw: %s" % text)
+    # Each node is asked by PoWA, so each has rows, and goes on having new ones when the primary has moved.
+    fewest = 1
+    for name, rows in result["datasources"].items():
+        since = result["datasources_since_moved"][name]
+        fewest = min(fewest, *(since.get(node, 0) for node in NODES))
+        counts = " ".join("%s=%d (%d)" % (node, rows.get(node, 0), since.get(node, 0)) for node in NODES)
+        say("datasource %s: stored rows, and those since the switchover: %s" % (name, counts))
     say(
         "demo: errors=%d lost=%d outage_ms=%s snapshots=%d second_run_changed=%d check_changed=%d"
         % (result["errors"], result["lost"], result["outage_ms"], sum(snapshots), second, check)
     )
     good = (
         result["errors"] == 0 and result["lost"] == 0 and result["compared_with_primary"] and 0 < result["outage_ms"] < OUTAGE_LIMIT_MS
-        and result["commits"] > 0 and min(snapshots) > 0 and second == 0 and check == 0
+        and result["commits"] > 0 and min(snapshots) > 0 and result["datasources"] and fewest > 0 and second == 0 and check == 0
     )  # fmt: skip
     if not good:
         raise Failed("that is not as it should be")

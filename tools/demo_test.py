@@ -26,6 +26,7 @@ PLAYBOOK = [str(pathlib.Path(sys.executable).parent / "ansible-playbook"), "-i",
 SITE = pathlib.Path("/var/lib/pgfleet-demo")
 PORTS = {15430, 15431, 15432, 15433, 16431, 16432, 18888}
 LINE = re.compile(r"^demo: errors=0 lost=0 outage_ms=([\d.]+) snapshots=(\d+) second_run_changed=0 check_changed=0$", re.M)
+ROWS = re.compile(r"^datasource (\w+): stored rows, and those since the switchover: db1=(\d+) \((\d+)\) db2=(\d+) \((\d+)\) db3=(\d+) \((\d+)\)$", re.M)
 
 
 def demo(what, echo=True, **kwargs):
@@ -115,6 +116,11 @@ def succeeds():
     assert found, output
     assert 0 < float(found.group(1)) < 500
     assert int(found.group(2)) >= 3
+    rows = {name: list(map(int, counts)) for name, *counts in ROWS.findall(output)}
+    assert set(rows) == {"replication", "pgbouncer"}, output
+    # Each node has rows, new ones among them; its poolers alone make several of each snapshot.
+    assert all(0 < since <= stored for counts in rows.values() for stored, since in zip(counts[::2], counts[1::2])), rows
+    assert min(rows["pgbouncer"][1::2]) >= 2, rows
     return output
 
 

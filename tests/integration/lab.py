@@ -275,8 +275,8 @@ class Postgres:
 class PgBouncer:
     """One pooler: NAME/pgbouncer.ini and beside it databases.ini with the [databases] section."""
 
-    def __init__(self, lab, name, databases, pool_mode="transaction", settings=None):
-        self.lab, self.name = lab, name
+    def __init__(self, lab, name, databases, pool_mode="transaction", settings=None, system=HOST):
+        self.lab, self.name, self.system = lab, name, system
         self.port = free_port()
         self.base = lab.path / name
         self.base.mkdir(mode=0o700)
@@ -302,7 +302,7 @@ class PgBouncer:
         shutil.chown(path, "postgres", "postgres")
 
     def start(self):
-        run(["/usr/sbin/pgbouncer", "-d", "-q", self.ini], user="postgres")
+        self.system.run(["/usr/sbin/pgbouncer", "-d", "-q", self.ini])
         wait_until(self._answers, 10)
         return self
 

@@ -84,10 +84,11 @@ class Deployment:
     def config(self):
         return call_module("pgbouncer_info", {**self.login, "gather_subset": ["config"]})["poolers"][0]["config"]
 
-    def connect(self, dbname, user="postgres", password=SUPERUSER_PASSWORD):
+    def connect(self, dbname, user="postgres", password=SUPERUSER_PASSWORD, **kwargs):
         return psycopg.connect(
-            host="127.0.0.1", port=self.port, user=user, password=password, dbname=dbname, autocommit=True, prepare_threshold=None, connect_timeout=5
-        )
+            host="127.0.0.1", port=self.port, user=user, password=password, dbname=dbname, autocommit=True, prepare_threshold=None, connect_timeout=5,
+            **kwargs,
+        )  # fmt: skip
 
 
 def machine_files():
@@ -158,6 +159,7 @@ def test_the_whole_life_of_a_deployment(deployment, own_lab):
     variables = {
         "pgbouncer_settings": {"default_pool_size": 7, "log_connections": False},
         "pgbouncer_users": [{"name": "postgres", "password": SUPERUSER_PASSWORD}, {"name": 'a "b"', "password": 'c "d"'}],
+        "pgbouncer_stats_users": [{"name": "looker", "password": "may-look"}],
     }
     changed, failed, output = pool.play(check=True, **variables)
     assert changed == 2 and failed == 0, output
@@ -169,6 +171,10 @@ def test_the_whole_life_of_a_deployment(deployment, own_lab):
         pool.connect("app", user='a "b"', password='c "d"')
     # The pooler knows the user; it is the server that does not.
     assert "password authentication failed" in str(refused.value) or "server login failed" in str(refused.value)
+    with pool.connect("pgbouncer", user="looker", password="may-look", cursor_factory=psycopg.ClientCursor) as looker:
+        assert looker.execute("SHOW POOLS").fetchall()
+        with pytest.raises(psycopg.Error, match="admin access needed"):
+            looker.execute("PAUSE")
     changed, failed, output = pool.play(**variables)
     assert (changed, failed) == (0, 0), output
     assert pool.pid == pid
@@ -202,7 +208,12 @@ def test_two_poolers_on_one_machine(deployment):
 
 @pytest.mark.parametrize(
     "variables",
-    [{"pgbouncer_admin_password": ""}, {"pgbouncer_settings": {"listen_port": 1}}, {"pgbouncer_settings": {"admin_users": "somebody"}}],
+    [
+        {"pgbouncer_admin_password": ""},
+        {"pgbouncer_settings": {"listen_port": 1}},
+        {"pgbouncer_settings": {"admin_users": "somebody"}},
+        {"pgbouncer_stats_users": [{"name": "postgres", "password": "may-look"}]},
+    ],
 )
 def test_options_that_do_not_fit_together(deployment, variables):
     pool = deployment("pool5")
