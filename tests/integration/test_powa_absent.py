@@ -96,4 +96,4 @@ def test_a_collector_is_not_cut_off(server, database):
 
 def test_what_does_not_go_with_absent(server):
     result = call_module("powa_archivist", options(server, "any", update=True, grant_to=[{"role": "postgres"}]))
-    assert result["failed"] and result["error"] == "InvalidInput" and "grant_to and update goes with state present only" in result["msg"]
+    assert result["failed"] and result["error"] == "InvalidInput" and "with which these mean nothing: grant_to, update" in result["msg"]

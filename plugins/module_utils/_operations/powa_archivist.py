@@ -85,7 +85,7 @@ class PowaArchivist(Operation):
                 raise InvalidInput('"%s" in extensions is no name of an extension' % name)
         useless = [name for name in ("grant_to", "version", "update") if self.params.get(name)]
         if self.absent and useless:
-            raise InvalidInput("%s goes with state present only" % " and ".join(useless))
+            raise InvalidInput("state is absent, with which these mean nothing: %s" % ", ".join(useless), expected="them with state present only")
 
     def _grants(self) -> list[tuple[str, str]]:
         default = "collector" if self.side == "repository" else "monitor"
