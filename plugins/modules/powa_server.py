@@ -304,7 +304,8 @@ collector_reload_required:
 collector_restart_required:
   description:
     - Whether a collector that runs has to be restarted because of the changes of this task.
-    - After a reload alone it would go on collecting from a server that is gone, or lose its main thread.
+    - After a reload alone it would go on collecting from a server that is gone, or lose its main thread. With PoWA 5 a worker does not find
+      C(pg_qualstats) and C(pg_track_settings) if they were created on the server after it connected.
   type: bool
   returned: success
 collector_reasons:

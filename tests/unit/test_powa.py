@@ -427,6 +427,17 @@ def test_what_a_collector_needs(changes, active, deactivated, version, reload, r
     assert (len(needs.reload), len(needs.restart)) == (reload, restart)
 
 
+def test_an_extension_that_a_worker_of_5_may_not_find_yet():
+    def needs(known, **found):
+        server = registered(extensions={"pg_stat_statements": Activation(True)}, modules=dict.fromkeys(known.modules, True), **found)
+        here = dataclasses.replace(known, here=known.both_sides)
+        sources = servers.source_changes(wanted(extensions=["pg_stat_kcache", "pg_qualstats", "pg_track_settings"]), server, here, False, False)
+        return servers.source_needs("prod1", sources, server, here).restart
+
+    assert needs(KNOWN5) == ('a worker that was there before pg_qualstats, pg_track_settings was created on server "prod1" does not find it',)
+    assert needs(KNOWN4) == needs(KNOWN5, frequency=-1) == ()
+
+
 # Preloading
 
 

@@ -262,7 +262,8 @@ class PowaServer(Operation):
                 before=before,
                 after=after,
             )
-        return servers.collector_needs(found.label, changes, found.active, deactivate_server, version)
+        needs = servers.collector_needs(found.label, changes, found.active, deactivate_server, version)
+        return needs.and_also(servers.source_needs(found.label, sources, found, seen.known))
 
     def _set_sources(self, srvid: int, sources: Sources) -> None:
         if sources.activate:

@@ -351,3 +351,12 @@ def collector_needs(
     if {"user", "password", "dbname"} & set(changes):
         needs = needs.and_also(CollectorNeeds(reload=('login of server "%s" changes' % label,)))
     return needs
+
+
+def source_needs(label: str, sources: Sources, found: Registered, known: Known) -> CollectorNeeds:
+    """What the collector of PoWA 5 does not notice when extensions are activated: it looks for their schemas once, when it connects."""
+    asked_by_schema = known.both_sides | {"pg_qualstats"}
+    late = [name for name in sources.activate if name in asked_by_schema and name not in found.extensions]
+    if not (late and known.has_modules and found.active):
+        return CollectorNeeds()
+    return CollectorNeeds(restart=('a worker that was there before %s was created on server "%s" does not find it' % (", ".join(late), label),))
