@@ -146,8 +146,11 @@ def test_one_repository_through_good_and_bad_days(site):
         assert asking["status"] == "critical" and "Permission denied" in asking["collector"]["problem"] and asking["collector"]["answered"] is False, asking
     stray = site.info(expected=[{"name": "prod1"}])
     assert stray["status"] == "warning" and [one["alias"] for one in stray["coverage"]["unexpected"]] == ["prod2"]
-    strict = site.info(max_age_seconds=1000000)
-    assert of(strict, "prod1")["max_age_seconds"] == 1000000
+    counted = site.info(max_age_seconds=1000000, history=True)
+    assert of(counted, "prod1")["max_age_seconds"] == 1000000 and "history" not in one
+    history = of(counted, "prod1")["history"]
+    statements = repository.value("SELECT count(*) FROM powa_statements_history_current WHERE srvid > 0", dbname="powa")
+    assert history["rows"] > statements / 2 > 0 and history["bytes"] > history["rows"] and history["begins"] <= history["ends"]
 
     # A second collector.
     other = site.lab.collector(repository, PASSWORDS, name="second_collector").start()
