@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import psycopg
 import pytest
 from lab import PRELOAD, call_module, four_steps, wait_until
@@ -490,6 +492,28 @@ def test_the_example_of_the_documentation_is_refused_and_the_declaration_of_it_c
     deployed(site, ours, ["one"])
     snapshot(site, "one")
     assert site.rows("SELECT srvid, my_counter FROM powa_counted_by_me_samples()") == [(site.srvid("one"), 42)]
+
+
+def test_a_snapshot_that_is_under_way_is_waited_for(site):
+    """PoWA's own functions fail at once while the collector holds the lock of a server."""
+    declared = {**DECLARED, "name": "waits"}
+    site.must("powa_datasource", site.remote(declared))
+    with site.repository.connect("powa") as collecting:
+        collecting.execute("BEGIN")
+        collecting.execute("SELECT FROM powa_snapshot_metas WHERE srvid = %s FOR UPDATE", [site.srvid("one")])
+        waited = []
+
+        def end():
+            wait_until(lambda: site.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"), 60)
+            waited.append(True)
+            collecting.execute("COMMIT")
+
+        ending = threading.Thread(target=end)
+        ending.start()
+        site.must("powa_datasource", site.store(declared, servers=["one"]))
+        ending.join()
+    assert waited == [True]
+    site.must("powa_datasource", site.store({"name": "waits"}, state="absent", purge=True))
 
 
 def test_the_source_on_a_primary_and_its_standby(own_lab, generation):
