@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import subprocess
 
+import psycopg
 from lab import REPOSITORY, SUPERUSER_PASSWORD, Lab, call_module, wait_until
 
 
@@ -31,6 +32,13 @@ class Site:
 
     def node(self, name):
         return next(node for node in self.nodes if node.name == name)
+
+    def answers(self, name):
+        """Whether a node takes connections; one that just starts does not yet."""
+        try:
+            return bool(self.node(name).value("SELECT 1"))
+        except psycopg.Error:
+            return False
 
     @property
     def primaries(self):
@@ -57,7 +65,7 @@ class Site:
         }  # fmt: skip
 
     def switch(self, candidate, check=False, diff=False, **changes):
-        return call_module("pg_switchover", self.options(candidate, **changes), check=check, diff=diff)
+        return call_module("pg_switchover", self.options(candidate, **changes), check=check, diff=diff, ansible=True)
 
     def load(self, **options):
         return Load(self, **options)

@@ -235,7 +235,8 @@ def test_a_collector_that_cannot_answer_any_more(site):
     answers = []
     wait_until(lambda: answers.append(site.ask()) or answers[-1]["failed"], 60)
     broken = answers[-1]
-    assert "estart the collector" in broken["msg"], broken
+    # By what it answers, or by the worker that should have ended: either way a restart.
+    assert "estart" in broken["msg"], broken
     assert broken["error"] == "NotReachable" or broken["restart_required"] is True
     site.daemon.stop()
     site.daemon.start()

@@ -89,7 +89,7 @@ def snapshot(site, *servers):
         ):
             sources = target.execute(
                 "SELECT query_source FROM powa_functions WHERE srvid = %s AND operation = 'snapshot' AND enabled"
-                " AND query_source ~ '^powa_(sizes|manual|counted)'",
+                " AND query_source ~ '^powa_(sizes|manual|counted|odd)'",
                 [srvid],
             ).fetchall()
             for (query_source,) in sources:
@@ -141,7 +141,7 @@ def test_what_a_declaration_generates_collects_aggregates_and_purges(site):
         site.collector.stop()
     site.must("powa_server", {**site.repository.login, "servers": [{**site.entry("one"), "retention": "1 day"}]})
     # A server that goes takes its history with it.
-    site.rows("INSERT INTO powa_sizes_src_tmp VALUES (%s, now(), 'left', 1, 1)", site.srvid("two"))
+    site.rows("INSERT INTO powa_sizes_src_tmp (srvid, ts, datname) VALUES (%s, now(), 'left')", site.srvid("two"))
     gone = site.srvid("two")
     site.must("powa_server", {**site.repository.login, "servers": [{"alias": "two", "state": "absent", "purge": True}]})
     for table in ("powa_sizes_history", "powa_sizes_history_current", "powa_sizes_src_tmp"):
@@ -167,10 +167,11 @@ def counted_site(site):
     """A datasource with samples as a collector stored them: 100 in 10 s, a reset, 5 in 5 s, half of them aggregated already."""
     deployed(site, BEFORE, ["one"])
     srvid = site.srvid("one")
+    # In the order of the names: level, n.
     record = "ROW(timestamptz '2026-01-01 00:00:00+00' + interval '1 s' * %d, %d, %d)::powa_counted_record"
-    records = "ARRAY[%s]" % ", ".join(record % one for one in ((0, 0, 7), (10, 100, 8)))
+    records = "ARRAY[%s]" % ", ".join(record % one for one in ((0, 7, 0), (10, 8, 100)))
     site.rows("INSERT INTO powa_counted_history SELECT %%s, 'a', tstzrange(min(ts), max(ts), '[]'), %s FROM unnest(%s)" % (records, records), srvid)
-    for one in ((15, 1, 9), (20, 6, 9)):
+    for one in ((15, 9, 1), (20, 9, 6)):
         site.rows("INSERT INTO powa_counted_history_current VALUES (%%s, 'a', %s)" % (record % one), srvid)
         site.rows("INSERT INTO powa_counted_history_current VALUES (%%s, 'b', %s)" % (record % one), srvid)
     yield site
@@ -234,6 +235,68 @@ def test_another_declaration_migrates_the_history(counted_site):
     refused = call_module("powa_datasource", site.store(narrow, servers=["one"], check_source=False))
     assert refused["failed"] and "out of range" in refused["msg"] and refused["performed"] == [], refused
     assert site.rows("SELECT what, ts, n, level FROM powa_counted_samples(%s, _to => '2026-06-01') ORDER BY 1, 2", one) == before
+
+
+def test_what_a_migration_would_lose_or_must_not_touch(counted_site):
+    """Follows from the ways in which somebody may have lost something."""
+    site, one = counted_site, counted_site.srvid("one")
+    columns = [("what", "text", "label"), ("n", "integer", "counter"), ("level", "float8", "gauge")]
+    as_float = counted(columns, "SELECT 'a' AS what, 1 AS n, 0.5 AS level")
+    # Indexes, storage parameters and the owner stay.
+    site.rows("CREATE INDEX powa_counted_mine ON powa_counted_history (upper(coalesce_range)); ALTER TABLE powa_counted_history SET (fillfactor = 70)")
+    site.rows("ALTER TABLE powa_counted_history OWNER TO pg_monitor")
+    foreign = call_module("powa_datasource", site.store(as_float, servers=["one"], check_source=False))
+    assert foreign["failed"] and "was not made by this module" in foreign["msg"]  # whoever owns it may have put anything there
+    site.rows("CREATE ROLE apart SUPERUSER; ALTER TABLE powa_counted_history OWNER TO apart")
+    site.must("powa_datasource", site.store(as_float, servers=["one"], check_source=False))
+    assert site.value("SELECT count(*) FROM pg_indexes WHERE indexname = 'powa_counted_mine'") == 1
+    assert site.rows("SELECT reloptions, relowner::regrole::text FROM pg_class WHERE relname = 'powa_counted_history'") == [(["fillfactor=70"], "apart")]
+    site.rows("ALTER TABLE powa_counted_history OWNER TO postgres; DROP ROLE apart")
+    site.rows("INSERT INTO powa_counted_history_current VALUES (%s, 'a', ROW(now(), 1.75, 1)::powa_counted_record)", one)
+    lossy = call_module("powa_datasource", site.store(BEFORE, servers=["one"], check_source=False))
+    assert lossy["failed"] and "1 values of level would not be the same as integer instead of double precision" in lossy["msg"], lossy
+    assert site.value("SELECT count(*) FROM powa_counted_samples(%s) WHERE level = 1.75", one) == 1 and lossy["performed"] == []
+    # Two columns of one type that change places are another datasource, not the same one.
+    swapped = counted([("what", "text", "label"), ("m", "integer", "counter"), ("level", "float8", "gauge")], "SELECT 'a' AS what, 1 AS m, 0.5 AS level")
+    site.must("powa_datasource", site.remote(swapped))
+    found = call_module("powa_datasource", site.store(as_float, servers=["one"]))
+    assert found["failed"] is False and found["changed"] is False  # active there already, nothing to ask for
+    site.rows("SELECT powa_counted_unregister(%s)", one)
+    found = call_module("powa_datasource", site.store(as_float, servers=["one"]))
+    assert found["failed"] and found["faults"][0]["check"] == "transient_columns" and "m integer" in found["msg"], found
+    # A name under which somebody has registered functions of his own.
+    if site.generation.name == "powa4":
+        site.rows("UPDATE powa_functions SET function_name = 'theirs' WHERE module = 'counted'; INSERT INTO powa_functions (srvid, module, operation,"
+                  " function_name, added_manually, enabled) VALUES (%d, 'counted', 'purge', 'theirs', true, true)" % one)  # fmt: skip
+    else:
+        site.rows("UPDATE powa_extension_functions SET function_name = 'theirs' WHERE extname = 'counted' AND operation = 'purge'")
+    taken = call_module("powa_datasource", site.store(as_float, check_source=False))
+    assert taken["failed"] and 'the datasource "counted" with theirs' in taken["msg"], taken
+
+
+def test_types_keep_what_they_are_given(site):
+    """bpchar and bit without a length are one character long where their other names are used."""
+    declared = {
+        "name": "odd",
+        "columns": [
+            {"name": "n", "type": "char(10)", "kind": "label"}, {"name": "b", "type": "bit(8)", "kind": "gauge"},
+            {"name": "user", "type": "varchar(3)", "kind": "gauge"}, {"name": "list", "type": "text[]", "kind": "label"},
+        ],
+        "query": "SELECT 'abcdef'::bpchar AS n, B'10110011' AS b, 'abcdef' AS \"user\", ARRAY['{x}', '$$', '%s'] AS list -- {} %",
+    }  # fmt: skip
+    four_steps("powa_datasource", site.remote(declared))
+    four_steps("powa_datasource", site.store(declared, servers=["one"]))
+    snapshot(site, "one")
+    stored = 'SELECT n::text, b::text, "user"::text, list FROM powa_odd_samples()'
+    assert site.rows(stored) == [("abcdef", "10110011", "abcdef", ["{x}", "$$", "%s"])]
+    # A label called n, and another type of it.
+    declared["columns"][0]["type"] = "text"
+    four_steps("powa_datasource", site.remote(declared))
+    four_steps("powa_datasource", site.store(declared, servers=["one"]))
+    assert site.rows(stored) == [("abcdef", "10110011", "abcdef", ["{x}", "$$", "%s"])]
+    site.must("powa_datasource", site.store({"name": "odd", "state": "absent"}, purge=True))
+    empty = call_module("powa_datasource", site.store({"name": "odd", "functions": {}}))
+    assert empty["failed"] and empty["error"] == "InvalidInput" and "functions is empty" in empty["msg"], empty
 
 
 def test_absent_stops_collecting_and_drops_history_only_with_consent(counted_site):

@@ -201,7 +201,7 @@ def test_killed_after_the_release_and_before_the_promotion(site, moment):
     with site.load(clients=4) as load:
         process = run_driver(site, candidate, "kill", moment, timeout=4)
         process.wait(30)
-        wait_until(lambda: site.node(primary).pid is not None and not site.paused(), 30)
+        wait_until(lambda: site.answers(primary) and not site.paused(), 30)
         assert writable(site) == [] and (site.node(primary).data / "standby.signal").exists()
         result = site.switch(candidate)
         assert not result["failed"], result["msg"]

@@ -37,7 +37,9 @@ def test_the_longest_name_leaves_every_object_below_the_limit():
     ("columns", "said"),
     [
         ([LABEL], "nothing but labels"),
-        ([], "nothing but labels"),
+        ([], "columns is empty"),
+        ([{**LABEL, "name": "records"}, GAUGE], "is taken"),
+        ([COUNTER, {**GAUGE, "name": "n_per_second"}], "and also"),
         ([GAUGE, GAUGE], "is there twice"),
         ([{**GAUGE, "name": "ts"}], "is taken"),
         ([{**GAUGE, "name": "srvid"}], "is taken"),
@@ -51,16 +53,30 @@ def test_columns_that_cannot_be(columns, said):
         d.parse_columns(columns)
 
 
-@pytest.mark.parametrize(("category", "said"), [(None, "does not know"), ("P", "nothing can be stored"), ("S", "is a counter")])
+@pytest.mark.parametrize(("category", "said"), [(None, "does not know"), ("domain", "a domain"), ("money", "is a counter")])
 def test_types_that_cannot_be(category, said):
     with pytest.raises(InvalidInput, match=said):
         d.check_types(declaration(COUNTER).columns, {"bigint": category})
 
 
+def test_a_label_whose_values_cannot_be_compared():
+    with pytest.raises(InvalidInput, match="cannot be grouped"):
+        d.check_types(declaration({**LABEL, "type": "json"}, GAUGE).columns, {"json": "unequal", "integer": "integer"})
+
+
+def test_rights_of_the_definer_and_schemas_in_which_others_create():
+    assert d.source_function(declaration(security_definer=True), "public", {}).search_path == ("pg_catalog", "pg_temp")
+
+
+def test_a_body_has_the_order_of_the_declaration():
+    found = d.source_function(declaration(language="plpgsql", query="BEGIN END"), "public", {})
+    assert [word for word in found.arguments.split('"') if word in ("what", "level", "n")] == ["what", "level", "n"]
+
+
 def test_the_source_takes_columns_by_name_and_knows_schemas_of_extensions():
     found = d.source_function(declaration(query="SELECT 1 FROM @extschema@.a, @extschema:dblink@.b;\n"), 'My "S"', {"dblink": "ext"})
     assert found.body.strip() == (
-        'SELECT pg_catalog.now(), q."what"::text, q."level"::integer, q."n"::bigint\nFROM (\nSELECT 1 FROM "My ""S""".a, "ext".b\n) AS q'
+        'SELECT pg_catalog.now(), q."level"::integer, q."n"::bigint, q."what"::text\nFROM (\nSELECT 1 FROM "My ""S""".a, "ext".b\n) AS q'
     )
     assert found.search_path == ("pg_catalog", 'My "S"', "pg_temp") and found.volatility == "STABLE"
     with pytest.raises(InvalidInput, match="@extschema:hstore@"):
@@ -134,9 +150,9 @@ def test_what_a_change_of_the_declaration_does_to_the_history():
     found = tables([("what", "text")], [("level", "integer"), ("n", "bigint")])
     assert planned({}, declaration()) == ["create the tables of x"]
     assert planned(found, declaration(), SAME) == []
-    # Labels are written by name, a record by position.
-    assert planned(found, declaration(GAUGE, LABEL, COUNTER), SAME) == []
-    assert planned(found, declaration(LABEL, COUNTER, GAUGE), SAME) == ["migrate the history of x: change the order of the columns"]
+    # Another order changes nothing, on neither side.
+    assert planned(found, declaration(COUNTER, GAUGE, LABEL), SAME) == []
+    assert d.source_function(declaration(COUNTER, GAUGE, LABEL), "s", {}) == d.source_function(declaration(), "s", {})
     with pytest.raises(Refused, match="no longer has n, whose history would be lost"):
         planned(found, declaration(LABEL, GAUGE), SAME)
     assert planned(found, declaration(LABEL, GAUGE), SAME, purge=True) == ["migrate the history of x: drop n"]

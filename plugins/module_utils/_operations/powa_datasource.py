@@ -58,6 +58,8 @@ class _Side(Operation):
         if self.functions:
             self._check_functions()
         elif self.present:
+            if params.get("columns") is None:
+                raise InvalidInput("functions is empty", expected="columns and query, or the names of functions that you wrote")
             self.declared = Declaration(
                 self.name,
                 parse_columns(params["columns"]),
@@ -67,6 +69,11 @@ class _Side(Operation):
                 tuple(params.get("extensions") or ()),
             )
         self._repository: Repository | None = None
+
+    @property
+    def milliseconds(self) -> int:
+        # 0 would be no limit.
+        return max(1, int(self.params["source_timeout"] * 1000))
 
     def _check_functions(self) -> None:
         missing = [option for option in ("query_source", "snapshot", "aggregate", "purge") if option not in self.functions]
@@ -264,13 +271,13 @@ class RemoteSide(_Side):
             self.session.execute(sql.SQL("GRANT EXECUTE ON FUNCTION {}(integer) TO {}").format(function, sql.Identifier(role)))
 
     def _call(self) -> None:
-        self.session.execute(sql.SQL("SET LOCAL statement_timeout = {}").format(sql.Literal(int(self.params["source_timeout"] * 1000))))
+        self.session.execute(sql.SQL("SET LOCAL statement_timeout = {}").format(sql.Literal(self.milliseconds)))
         self.session.execute("SET LOCAL transaction_read_only = on")
         self.session.execute(sql.SQL("SELECT * FROM {}(0)").format(sql.Identifier(self.repository.schema, self.source)))
 
     def _prove(self) -> None:
         """Call the source once, as everybody who is to call it: what does not work is not left behind."""
-        for role in [None, *self.roles]:
+        for role in [None, *(role for role in self.roles if self.session.value("SELECT pg_has_role(%s::name, 'MEMBER')", [role]))]:
             try:
                 with self.session.rehearsal():
                     if role:
@@ -339,6 +346,12 @@ class RepositorySeen:
         return {server.label: server for server in self.servers}
 
 
+class DatasourcePlan(TransactionPlan):
+    """``rebuilds``: tables with history are made anew or dropped."""
+
+    rebuilds = False
+
+
 class RepositorySide(_Side):
     """Tables, functions and registration in the repository, in one transaction."""
 
@@ -353,12 +366,21 @@ class RepositorySide(_Side):
     # Observation
 
     def observe(self) -> RepositorySeen:
+        seen = self._observe()
+        if seen.declaration is not None:
+            live = history.Layout.read(seen.tables, self.names)
+            seen.convertible = catalog.convertible(self.session, history.retyped(live, seen.declaration) if live else ())
+        if self.present and self.params["check_source"] and self.draft(seen).changed:
+            seen.probes = self._probe_all(self._targets(seen))
+        return seen
+
+    def _observe(self) -> RepositorySeen:
         repository = self.repository
         declaration, _categories = self.typed()
         operations = {key: value for key, value in self.functions.items() if key in check.OPERATIONS}
         names = [*operations.values(), *self.names.functions]
         tables = catalog.read_tables(self.session, repository.schema, [*self.names.tables, self.names.record, self.transient])
-        seen = RepositorySeen(
+        return RepositorySeen(
             declaration=declaration,
             servers=repository.servers(),
             registration=repository.registration(self.name),
@@ -370,12 +392,6 @@ class RepositorySide(_Side):
             convertible={},
             history_bytes=self._history_bytes(),
         )
-        if declaration is not None:
-            live = history.Layout.read(tables, self.names)
-            seen.convertible = catalog.convertible(self.session, history.retyped(live, declaration) if live else ())
-        if self.present and self.params["check_source"] and self.draft(seen).changed:
-            seen.probes = self._probe_all(self._targets(seen))
-        return seen
 
     def _history_bytes(self) -> int:
         return self.session.value(
@@ -436,8 +452,11 @@ class RepositorySide(_Side):
             remote = open_repository(session)
             if remote.version.startswith("4."):
                 # Collector and extension leave the path of the role as it is.
-                session.execute('SET search_path = "$user", public')
-            session.execute(sql.SQL("SET statement_timeout = {}").format(sql.Literal(int(self.params["source_timeout"] * 1000))))
+                session.execute("SELECT set_config('search_path', %s, false)", [remote.search_path_of(target.user) or '"$user", public'])
+            # What a role has of its own must not count on one side only.
+            session.execute("SET datestyle = ISO")
+            session.execute("SET client_encoding = 'UTF8'")
+            session.execute(sql.SQL("SET statement_timeout = {}").format(sql.Literal(self.milliseconds)))
             overloads = catalog.read_functions(session, remote.schema, [self.source]).get(self.source, [])
             probe = Probe(server, check.check_overloads(server.label, self.source, remote.schema, overloads))
             if not probe.faults:
@@ -451,7 +470,7 @@ class RepositorySide(_Side):
         try:
             columns = session.columns(sql.SQL("SELECT * FROM {}").format(call))
             oids = [type_ for _name, type_ in columns]
-            rows = session.rows("SELECT o AS oid, pg_catalog.format_type(o, NULL) AS name FROM pg_catalog.unnest(%s::oid[]) AS o", [oids])
+            rows = session.rows("SELECT o AS oid, pg_catalog.format_type(o, -1) AS name FROM pg_catalog.unnest(%s::oid[]) AS o", [oids])
             names = {row["oid"]: row["name"] for row in rows}
             probe.yielded = [(name, names[type_]) for name, type_ in columns]
             probe.data = session.copy_out(sql.SQL("COPY (SELECT {}, * FROM {}) TO STDOUT").format(sql.Literal(probe.server.id), call))
@@ -469,16 +488,17 @@ class RepositorySide(_Side):
             for probe in seen.probes:
                 faults += probe.faults or self._column_faults(probe, seen)
         check.refuse(self.name, faults)
+        plan.prepare = functools.partial(self._prepare, seen, plan.rebuilds)
         plan.prove = functools.partial(self._prove, [probe for probe in seen.probes if not probe.faults])
         return plan
 
     def _column_faults(self, probe: Probe, seen: RepositorySeen) -> list[Fault]:
         expected = seen.tables[self.transient] if seen.declaration is None else history.transient_table(seen.declaration, self.names)
-        return check.check_columns(probe.server.label, self.transient, expected, probe.yielded)
+        return check.check_columns(probe.server.label, self.transient, expected, probe.yielded, names_too=seen.declaration is not None)
 
-    def draft(self, seen: RepositorySeen) -> TransactionPlan:
+    def draft(self, seen: RepositorySeen) -> DatasourcePlan:
         """All steps, before anything is known of the remote servers."""
-        plan = TransactionPlan(self.session, lock_seconds=LOCK_SECONDS)
+        plan = DatasourcePlan(self.session, lock_seconds=LOCK_SECONDS)
         if seen.registration.foreign:
             raise Refused(
                 '"%s" is the name of something that PoWA collects itself' % self.name,
@@ -489,11 +509,30 @@ class RepositorySide(_Side):
             return plan
         targets = self._targets(seen)
         if seen.declaration is not None:
+            self._refuse_taken(seen.registration)
             self._plan_objects(plan, seen, seen.declaration)
         else:
             check.refuse(self.name, self._faults(seen))
         self._plan_registration(plan, seen, targets)
         return plan
+
+    def _refuse_taken(self, registration: Registration) -> None:
+        """A name under which somebody has registered functions of his own."""
+        generated = set(self.names.operations.values())
+        others = sorted({entry.function for entries in registration.entries.values() for entry in entries} - generated)
+        if others or (registration.external and not registration.entries.get(None)):
+            refuse_foreign('the datasource "%s" with %s' % (self.name, ", ".join(others) or "no functions"))
+
+    def _prepare(self, planned: RepositorySeen, rebuilds: bool) -> None:
+        """One run at a time, with what it has seen: asking the servers takes time, in which somebody may have changed the same datasource."""
+        self.session.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", ["pgfleet.ops.powa_datasource " + self.name])
+        now = self._observe()
+        if (now.tables, now.functions, now.registration) != (planned.tables, planned.functions, planned.registration):
+            raise Refused('the datasource "%s" was changed by somebody else meanwhile' % self.name, action="Nothing was done. Run this again")
+        if rebuilds:
+            # The collector has these rows while it takes a snapshot, and then wants the tables: never the other way round.
+            metas = sql.Identifier(self.repository.schema, "powa_snapshot_metas")
+            self.session.execute(sql.SQL("SELECT FROM {} WHERE srvid = ANY (%s) ORDER BY srvid FOR UPDATE").format(metas), [list(planned.registration.enabled)])
 
     def _faults(self, seen: RepositorySeen) -> list[Fault]:
         """What can be said of functions that somebody wrote without calling them."""
@@ -520,12 +559,13 @@ class RepositorySide(_Side):
             )
         return faults
 
-    def _plan_objects(self, plan: Plan, seen: RepositorySeen, declaration: Declaration) -> None:
+    def _plan_objects(self, plan: DatasourcePlan, seen: RepositorySeen, declaration: Declaration) -> None:
         for name, table in seen.tables.items():
             if not table.made_here:
                 refuse_foreign("%s %s" % ("the type" if table.composite else "the table", name))
         schema = self.repository.schema
         rebuilt = history.plan_tables(plan, self.session, schema, declaration, seen.tables, seen.convertible, purge=bool(self.params["purge"]))
+        plan.rebuilds = rebuilt and bool(seen.tables)
         for function in repository_functions(declaration, schema, self.repository.unregister_statement(self.name)):
             plan_function(plan, self.session, schema, function, seen.functions.get(function.name, ()))
         wanted = self._wanted_rights(seen)
@@ -632,7 +672,7 @@ class RepositorySide(_Side):
                 after=_show(entries),
             )
 
-    def _plan_absent(self, plan: Plan, seen: RepositorySeen) -> None:
+    def _plan_absent(self, plan: DatasourcePlan, seen: RepositorySeen) -> None:
         registration = seen.registration
         if registration.entries or registration.enabled:
             labels = [server.label for server in seen.servers if registration.enabled.get(server.id)]
@@ -654,6 +694,7 @@ class RepositorySide(_Side):
                         return  # the user's own
                     refuse_foreign("the %s %s" % (what, one.name))
         if tables or found:
+            plan.rebuilds = True
             plan.add(
                 "drop the tables and functions of %s with %d bytes of history" % (self.name, seen.history_bytes),
                 functools.partial(self._drop, tables, found),
@@ -686,8 +727,9 @@ class RepositorySide(_Side):
         """Logins that may write PoWA's own transient tables and that this session may act as; else itself."""
         rows = self.session.rows(
             "SELECT rolname FROM pg_roles WHERE rolcanlogin AND NOT rolsuper AND pg_has_role(oid, 'MEMBER')"
-            " AND has_table_privilege(oid, to_regclass(%s)::oid, 'INSERT') ORDER BY rolname",
-            ['"%s".%s' % (self.repository.schema.replace('"', '""'), MODEL_TRANSIENT)],
+            " AND has_table_privilege(oid, to_regclass(%s)::oid, 'INSERT') AND has_database_privilege(oid, current_database(), 'CONNECT')"
+            " AND has_schema_privilege(oid, %s::text, 'USAGE') ORDER BY rolname",
+            ['"%s".%s' % (self.repository.schema.replace('"', '""'), MODEL_TRANSIENT), self.repository.schema],
         )
         return [row["rolname"] for row in rows][:TRIALS] or [None]
 
@@ -699,6 +741,9 @@ class RepositorySide(_Side):
         doing = 'waiting for the end of a snapshot of server "%s"' % probe.server.label
         try:
             with self.session.rehearsal():
+                self.session.execute(sql.SQL("SET LOCAL statement_timeout = {}").format(sql.Literal(LOCK_SECONDS * 1000)))
+                self.session.execute("SET LOCAL datestyle = ISO")
+                self.session.execute("SET LOCAL client_encoding = 'UTF8'")
                 # PoWA's functions take this lock too, and they fail at once when the collector has it.
                 metas = sql.Identifier(schema, "powa_snapshot_metas")
                 self.session.execute(sql.SQL("SELECT FROM {} WHERE srvid = %s FOR UPDATE").format(metas), [srvid])
@@ -718,6 +763,8 @@ class RepositorySide(_Side):
                         return check.not_emptied(functions["snapshot"], self.transient)
         except QueryFailed as error:
             who = " as %s" % role if role else ""
+            if error.facts.get("sqlstate") == "55P03":
+                raise
             denied = error.facts.get("sqlstate") == "42501"
             return Fault(
                 "collector_rights" if denied else "trial_snapshot",
@@ -765,5 +812,6 @@ def _show(entries: t.Iterable[Entry]) -> str:
     lines = []
     for entry in entries:
         source = " from %s" % entry.query_source if entry.query_source else ""
-        lines.append("%s: %s%s, priority %g\n" % (entry.operation, entry.function, source, entry.priority))
+        cleanup = ", then %s" % entry.query_cleanup if entry.query_cleanup else ""
+        lines.append("%s: %s%s%s, priority %g\n" % (entry.operation, entry.function, source, cleanup, entry.priority))
     return "".join(lines)

@@ -15,7 +15,7 @@ import typing as t
 
 from .._errors import InvalidInput, QueryFailed
 from .._sql.connection import Session, sql
-from .datasource import MARK, Column, Function
+from .datasource import LABEL, MARK, Column, Function
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,9 @@ class FoundFunction:
     security_definer: bool
     search_path: tuple[str, ...] | None
     mark: str
+    trusted_owner: bool
     public_may_execute: bool
+    executors: tuple[str, ...]
 
     @property
     def signature(self) -> str:
@@ -41,7 +43,8 @@ class FoundFunction:
 
     @property
     def made_here(self) -> bool:
-        return self.mark.startswith(MARK)
+        # Anybody can write our comment; whoever owns a function can change it at any time.
+        return self.mark.startswith(MARK) and self.trusted_owner
 
     @property
     def definition(self) -> str:
@@ -60,25 +63,52 @@ class FoundTable:
     columns: tuple[tuple[str, str, bool], ...]
     mark: str
     rights: t.Mapping[str | None, frozenset[str]] = dataclasses.field(default_factory=dict)
+    trusted_owner: bool = True
 
     @property
     def made_here(self) -> bool:
-        return self.mark.startswith(MARK)
+        return self.mark.startswith(MARK) and self.trusted_owner
+
+
+def _trusted(alias: str, owner: str) -> t.Any:
+    """Who may have made our objects: this role, the owner of PoWA, a superuser. ``alias`` and ``owner`` name the column with the owner's oid."""
+    return sql.SQL(
+        "(SELECT r.rolsuper OR r.rolname = current_user OR r.oid = (SELECT extowner FROM pg_extension WHERE extname = 'powa') FROM pg_roles r WHERE r.oid = {})"
+    ).format(sql.Identifier(alias, owner))
 
 
 def read_types(session: Session, columns: t.Iterable[Column]) -> tuple[dict[str, str], dict[str, str | None]]:
-    """What the server calls the types of columns, and their categories (None: unknown type), by what was declared."""
+    """What the server calls the types of columns, and what kind of type each is, by what was declared.
+
+    Kinds: None (unknown, or nothing that can be stored), "domain", "unequal" (values cannot be grouped), else the type's name.
+    """
     names: dict[str, str] = {}
     categories: dict[str, str | None] = {}
+    columns = list(columns)
+    labels = {column.type for column in columns if column.kind == LABEL}
     for text in dict.fromkeys(column.type for column in columns):
         try:
             row = session.row(
-                "SELECT format_type(oid, NULL) AS name, typcategory::text AS category FROM pg_type WHERE oid = to_regtype(%s)::oid AND typtype <> 'p'", [text]
+                # With the modifier -1: bpchar and "bit" without a length, which character and bit would make 1.
+                "SELECT format_type(oid, -1) AS name, typtype = 'd' AS is_domain FROM pg_type WHERE oid = to_regtype(%s)::oid AND typtype <> 'p'",
+                [text],
             )
         except QueryFailed as error:
             raise InvalidInput('"%s" in columns is no type of PostgreSQL: %s' % (text, error.message)) from error
-        names[text], categories[text] = (row["name"], row["category"]) if row else (text, None)
+        if row is None:
+            names[text], categories[text] = text, None
+            continue
+        names[text] = row["name"]
+        categories[text] = "domain" if row["is_domain"] else row["name"] if text not in labels or _can_be_grouped(session, row["name"]) else "unequal"
     return names, categories
+
+
+def _can_be_grouped(session: Session, type_name: str) -> bool:
+    try:
+        session.execute(sql.SQL("SELECT x FROM (SELECT NULL::{}) AS v (x) GROUP BY x").format(sql.SQL(type_name)))
+    except QueryFailed:
+        return False
+    return True
 
 
 def convertible(session: Session, pairs: t.Iterable[tuple[str, str]]) -> dict[tuple[str, str], bool]:
@@ -99,13 +129,19 @@ def convertible(session: Session, pairs: t.Iterable[tuple[str, str]]) -> dict[tu
 def read_functions(session: Session, schema: str, names: t.Collection[str]) -> dict[str, list[FoundFunction]]:
     """All overloads by name."""
     rows = session.rows(
-        "SELECT p.proname AS name, ARRAY(SELECT format_type(a.type, NULL) FROM unnest(p.proargtypes) WITH ORDINALITY AS a(type, n) ORDER BY a.n) AS inputs,"
-        " pg_get_function_arguments(p.oid) AS arguments, pg_get_function_result(p.oid) AS result, p.proretset AS returns_set, l.lanname AS language,"
-        " p.prosrc AS body, p.provolatile::text AS volatility, p.prosecdef AS security_definer, p.proconfig AS config,"
-        " coalesce(obj_description(p.oid, 'pg_proc'), '') AS mark,"
-        " EXISTS (SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a WHERE a.grantee = 0) AS public_may_execute"
-        " FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_language l ON l.oid = p.prolang"
-        " WHERE n.nspname = %s AND p.proname = ANY (%s) ORDER BY 1, 3",
+        sql.SQL(
+            "SELECT p.proname AS name, ARRAY(SELECT format_type(a.type, NULL) FROM unnest(p.proargtypes) WITH ORDINALITY AS a(type, n) ORDER BY a.n)"
+            " AS inputs,"
+            " pg_get_function_arguments(p.oid) AS arguments, pg_get_function_result(p.oid) AS result, p.proretset AS returns_set, l.lanname AS language,"
+            " p.prosrc AS body, p.provolatile::text AS volatility, p.prosecdef AS security_definer, p.proconfig AS config,"
+            " coalesce(obj_description(p.oid, 'pg_proc'), '') AS mark,"
+            " EXISTS (SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a WHERE a.grantee = 0) AS public_may_execute,"
+            " ARRAY(SELECT r.rolname::text FROM aclexplode(p.proacl) a JOIN pg_roles r ON r.oid = a.grantee WHERE a.grantee <> p.proowner"
+            " ORDER BY 1) AS executors,"
+            " {trusted} AS trusted_owner"
+            " FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_language l ON l.oid = p.prolang"
+            " WHERE n.nspname = %s AND p.proname = ANY (%s) ORDER BY 1, 3"
+        ).format(trusted=_trusted("p", "proowner")),
         [schema, list(names)],
     )
     found: dict[str, list[FoundFunction]] = {}
@@ -113,7 +149,7 @@ def read_functions(session: Session, schema: str, names: t.Collection[str]) -> d
         config = dict(setting.split("=", 1) for setting in row.pop("config") or ())
         row["search_path"] = parse_path(config["search_path"]) if "search_path" in config else None
         row["volatility"] = {"i": "IMMUTABLE", "s": "STABLE", "v": "VOLATILE"}[row["volatility"]]
-        row["inputs"] = tuple(row["inputs"])
+        row["inputs"], row["executors"] = tuple(row["inputs"]), tuple(row["executors"])
         found.setdefault(row["name"], []).append(FoundFunction(**row))
     return found
 
@@ -126,16 +162,19 @@ def parse_path(setting: str) -> tuple[str, ...]:
 def read_tables(session: Session, schema: str, names: t.Collection[str]) -> dict[str, FoundTable]:
     """Tables and composite types by name."""
     rows = session.rows(
-        "SELECT c.oid, c.relname AS name, c.relkind = 'c' AS composite, c.relpersistence = 'u' AS unlogged,"
-        " coalesce(CASE WHEN c.relkind = 'c' THEN obj_description(c.reltype, 'pg_type') ELSE obj_description(c.oid, 'pg_class') END, '') AS mark"
-        " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
-        " WHERE n.nspname = %s AND c.relname = ANY (%s) AND c.relkind NOT IN ('i', 'I', 'S', 't')",
+        sql.SQL(
+            "SELECT {trusted} AS trusted_owner, c.oid, c.relname AS name, c.relkind = 'c' AS composite, c.relpersistence = 'u' AS unlogged,"
+            " coalesce(CASE WHEN c.relkind = 'c' THEN obj_description(c.reltype, 'pg_type') ELSE obj_description(c.oid, 'pg_class') END, '') AS mark"
+            " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+            " WHERE n.nspname = %s AND c.relname = ANY (%s) AND c.relkind NOT IN ('i', 'I', 'S', 't') ORDER BY c.relname"
+        ).format(trusted=_trusted("c", "relowner")),
         [schema, list(names)],
     )
     oids = [row["oid"] for row in rows]
     columns: dict[int, list[tuple[str, str, bool]]] = {}
     for row in session.rows(
-        "SELECT attrelid AS oid, attname AS name, format_type(atttypid, NULL) AS type, attnotnull AS required FROM pg_attribute"
+        "SELECT attrelid AS oid, attname AS name, format_type(coalesce(nullif(t.typbasetype, 0), t.oid), -1) AS type,"
+        " attnotnull AS required FROM pg_attribute JOIN pg_type t ON t.oid = atttypid"
         " WHERE attrelid = ANY (%s::oid[]) AND attnum > 0 AND NOT attisdropped ORDER BY attrelid, attnum",
         [oids],
     ):
@@ -149,7 +188,7 @@ def read_tables(session: Session, schema: str, names: t.Collection[str]) -> dict
         rights.setdefault(row["oid"], {})[row["role"]] = frozenset(row["rights"])
     return {
         row["name"]: FoundTable(
-            row["name"], row["composite"], row["unlogged"], tuple(columns.get(row["oid"], ())), row["mark"], rights.get(row["oid"], {})
+            row["name"], row["composite"], row["unlogged"], tuple(columns.get(row["oid"], ())), row["mark"], rights.get(row["oid"], {}), row["trusted_owner"]
         )
         for row in rows
     }  # fmt: skip
@@ -171,8 +210,9 @@ def is_as_wanted(found: FoundFunction, wanted: Function) -> bool:
 
 def create_function(session: Session, schema: str, wanted: Function, found: FoundFunction | None) -> None:
     """Create or replace; a function with another signature is dropped first."""
-    if found is not None and found.mark != mark_of(wanted):
-        drop_function(session, schema, found)
+    dropped = found if found is not None and found.mark != mark_of(wanted) else None
+    if dropped is not None:
+        drop_function(session, schema, dropped)
     name = sql.Identifier(schema, wanted.name)
     # Arguments, result, language and volatility come from our own generator; only the body holds what a user wrote.
     session.execute(
@@ -188,6 +228,10 @@ def create_function(session: Session, schema: str, wanted: Function, found: Foun
         )
     )
     session.execute(sql.SQL("COMMENT ON FUNCTION {} IS {}").format(name, sql.Literal(mark_of(wanted))))
+    if dropped is not None and not dropped.public_may_execute:
+        session.execute(sql.SQL("REVOKE ALL ON FUNCTION {} FROM PUBLIC").format(name))
+    for role in dropped.executors if dropped is not None else ():
+        session.execute(sql.SQL("GRANT EXECUTE ON FUNCTION {} TO {}").format(name, sql.Identifier(role)))
 
 
 def drop_function(session: Session, schema: str, found: FoundFunction) -> None:

@@ -130,10 +130,10 @@ def check_transient(name: str, schema: str, table: FoundTable | None) -> list[Fa
     ]
 
 
-def check_columns(label: str, name: str, table: FoundTable, yielded: t.Sequence[tuple[str, str]]) -> list[Fault]:
-    """Transient table against what the source function of a server yields, by position."""
+def check_columns(label: str, name: str, table: FoundTable, yielded: t.Sequence[tuple[str, str]], names_too: bool = False) -> list[Fault]:
+    """Transient table against what the source function of a server yields, by position; ``names_too`` where both are generated."""
     expected = [(column, type_) for column, type_, _required in table.columns[1:]]
-    if [type_ for _column, type_ in expected] == [type_ for _column, type_ in yielded]:
+    if expected == list(yielded) or (not names_too and [type_ for _column, type_ in expected] == [type_ for _column, type_ in yielded]):
         return []
     return [
         Fault(

@@ -19,7 +19,7 @@ import typing as t
 from .._errors import Refused
 from .._plan import Plan
 from .._sql.connection import Session, sql
-from .datasource import LABEL, MARK, Declaration, Names, label_columns, quote, record_columns, transient_columns
+from .datasource import MARK, Column, Declaration, Names, label_columns, quote, record_columns, transient_columns
 from .datasource_catalog import FoundTable
 
 _OWN_LABELS = ("srvid", "coalesce_range", "records")
@@ -62,7 +62,7 @@ def retyped(live: Layout, declaration: Declaration) -> list[tuple[str, str]]:
 
 def transient_table(declaration: Declaration, names: Names) -> FoundTable:
     """The transient table as it should be found."""
-    columns = (("srvid", "integer", True), ("ts", "timestamp with time zone", True), *((column.name, column.type, False) for column in declaration.columns))
+    columns = (("srvid", "integer", True), ("ts", "timestamp with time zone", True), *((column.name, column.type, False) for column in declaration.yielded))
     return FoundTable(names.transient, False, True, columns, MARK)
 
 
@@ -93,6 +93,12 @@ def plan_tables(
     live, wanted = Layout.read(tables, names), Layout.wanted(declaration)
     steps = len(plan.steps)
     if live is None:
+        if names.record in tables or names.current in tables:
+            raise Refused(
+                "of the tables of %s only a part is there" % declaration.name,
+                expected="%s, %s and %s" % (names.record, names.current, names.history),
+                action="Restore what is missing, or remove the rest with state=absent and purge=true",
+            )
         plan.add(
             "create the tables of %s" % declaration.name,
             tools.create_storage,
@@ -105,7 +111,7 @@ def plan_tables(
         _refuse_loss(declaration, live, wanted, convertible, purge)
         plan.add(
             "migrate the history of %s: %s" % (declaration.name, ", ".join(changes)),
-            functools.partial(tools.migrate, live, tuple(tables)),
+            functools.partial(tools.migrate, live, tuple(tables), purge),
             subject="tables of %s" % declaration.name,
             before=_show(live),
             after=_show(wanted),
@@ -158,14 +164,17 @@ class Tables:
 
         What else is in the template comes from our own generator: checked names, and types as the server writes them.
         """
-        objects = {"transient": self.names.transient, "record": self.names.record, "current": self.names.current, "history": self.names.history, **objects}
-        qualified = {key: sql.Identifier(self.schema, name) for key, name in objects.items() if "{%s}" % key in template}
-        self.session.execute(sql.SQL(template).format(servers=sql.Identifier(self.schema, "powa_servers"), mark=sql.Literal(MARK), **qualified))
+        self.session.execute(self._compose(template, objects))
+
+    def _compose(self, template: str, objects: t.Mapping[str, str]) -> t.Any:
+        names = {"transient": self.names.transient, "record": self.names.record, "current": self.names.current, "history": self.names.history, **objects}
+        qualified = {key: sql.Identifier(self.schema, name) for key, name in names.items() if "{%s}" % key in template}
+        return sql.SQL(template).format(servers=sql.Identifier(self.schema, "powa_servers"), mark=sql.Literal(MARK), **qualified)
 
     def create_storage(self) -> None:
-        labels = label_columns(self.declaration)
+        labels = _plain(label_columns(self.declaration))
         key = "srvid integer NOT NULL REFERENCES {servers} (id) ON UPDATE CASCADE ON DELETE CASCADE%s" % labels
-        self._run("CREATE TYPE {record} AS (%s)" % record_columns(self.declaration))
+        self._run("CREATE TYPE {record} AS (%s)" % _plain(record_columns(self.declaration)))
         self._run("COMMENT ON TYPE {record} IS {mark}")
         self._run("CREATE TABLE {current} (%s, record {record} NOT NULL)" % key)
         self._run("CREATE INDEX ON {current} (srvid)")
@@ -178,7 +187,7 @@ class Tables:
     def create_transient(self) -> None:
         # Rows in it live for the time of one snapshot.
         self._run("DROP TABLE IF EXISTS {transient}")
-        self._run("CREATE UNLOGGED TABLE {transient} (%s)" % transient_columns(self.declaration))
+        self._run("CREATE UNLOGGED TABLE {transient} (%s)" % _plain(transient_columns(self.declaration)))
         self._run("COMMENT ON TABLE {transient} IS {mark}")
 
     def lock(self, tables: t.Sequence[str]) -> None:
@@ -186,35 +195,38 @@ class Tables:
         for table in tables:
             self._run("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE", table=table)
 
-    def migrate(self, live: Layout, existing: t.Collection[str]) -> None:
+    def migrate(self, live: Layout, existing: t.Collection[str], purge: bool) -> None:
         """Make the tables anew and fill them with everything the old ones hold. ``existing`` are the names of all that are there."""
-        # In the order in which a snapshot takes them, so that it and this cannot wait for each other.
+        # In the order in which a snapshot takes them.
         self.lock([name for name in (self.names.transient, self.names.current, self.names.history) if name in existing])
         with_current = self.names.current in existing
-        old = dict(zip(("old_record", "old_current", "old_history"), self._old_names()))
+        old = {"old_record": self._old("record"), "old_current": self._old("current"), "old_history": self._old("history")}
+        extras = self._extras([self.names.current, self.names.history])
         self._run("ALTER TYPE {record} RENAME TO %s" % quote(old["old_record"]))
         self._run("ALTER TABLE {history} RENAME TO %s" % quote(old["old_history"]))
         if with_current:
             self._run("ALTER TABLE {current} RENAME TO %s" % quote(old["old_current"]))
+        if not purge:
+            self._refuse_inexact(live, old, with_current)
         self.create_storage()
         labels = "".join(", " + quote(column.name) for column in self.declaration.labels)
         if with_current:
             self._run(
                 "INSERT INTO {current} (srvid%s, record) SELECT o.srvid%s, ROW((o.record).ts%s)::{record} FROM {old_current} o"
-                % (labels, self._values(live, True, "(o.record)"), self._values(live, False, "(o.record)")),
+                % (labels, self._values(live, self.declaration.labels, "(o.record)"), self._values(live, self.declaration.metrics, "(o.record)")),
                 **old,
             )
-        # One row of the old history may become several, or several keep their ranges, as labels change.
+        # One row of the old history may become several, as labels change.
         self._run(
             "INSERT INTO {history} (srvid%s, coalesce_range, records)"
             " SELECT s.srvid%s, tstzrange(min((s.record).ts), max((s.record).ts), '[]'), array_agg(s.record ORDER BY (s.record).ts)"
-            " FROM (SELECT o.n, o.srvid%s, ROW(r.ts%s)::{record} AS record"
-            " FROM (SELECT row_number() OVER () AS n, h.* FROM {old_history} h) o CROSS JOIN LATERAL unnest(o.records) AS r) s GROUP BY s.n, s.srvid%s"
+            " FROM (SELECT o._row, o.srvid%s, ROW(r.ts%s)::{record} AS record"
+            " FROM (SELECT row_number() OVER () AS _row, h.* FROM {old_history} h) o CROSS JOIN LATERAL unnest(o.records) AS r) s GROUP BY s._row, s.srvid%s"
             % (
                 labels,
                 "".join(", s.%s" % quote(column.name) for column in self.declaration.labels),
-                self._values(live, True, "r", named=True),
-                self._values(live, False, "r"),
+                self._values(live, self.declaration.labels, "r", named=True),
+                self._values(live, self.declaration.metrics, "r"),
                 "".join(", s.%s" % quote(column.name) for column in self.declaration.labels),
             ),
             **old,
@@ -223,18 +235,76 @@ class Tables:
             self._run("DROP TABLE {old_current}", **old)
         self._run("DROP TABLE {old_history}", **old)
         self._run("DROP TYPE {old_record}", **old)
+        for statement in extras:
+            self.session.execute(statement)
 
-    def _old_names(self) -> tuple[str, str, str]:
-        prefix = "powa_%s_old" % self.declaration.name
-        return prefix + "_record", prefix + "_current", prefix + "_history"
+    def _old(self, what: str) -> str:
+        # No datasource can have objects of this name: theirs begin with a letter behind powa_.
+        return "powa__old_%s_%s" % (self.declaration.name, what)
 
-    def _values(self, live: Layout, labels: bool, record: str, named: bool = False) -> str:
-        """Expressions for the labels, or the metrics, of the declaration, from a row ``o`` and its record."""
-        found = []
+    def _extras(self, tables: t.Sequence[str]) -> list[t.Any]:
+        """Statements that give the new tables what somebody gave the old ones: indexes, storage parameters, owner. Rights are granted elsewhere."""
+        rows = self.session.rows(
+            "SELECT c.oid, c.relname AS name, r.rolname AS owner, r.rolname <> current_user AS foreign_owner, array_to_string(c.reloptions, ', ') AS options,"
+            " EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attacl IS NOT NULL) AS column_rights,"
+            " EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal) AS triggers"
+            " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_roles r ON r.oid = c.relowner"
+            " WHERE n.nspname = %s AND c.relname = ANY (%s)",
+            [self.schema, list(tables)],
+        )
+        found: list[t.Any] = []
+        for row in rows:
+            if row["column_rights"] or row["triggers"]:
+                raise Refused(
+                    "%s has %s that somebody made" % (row["name"], "rights on columns" if row["column_rights"] else "a trigger"),
+                    action="Remove them, as the table is made anew, and add them again afterwards",
+                )
+            for index in self.session.rows(
+                "SELECT pg_get_indexdef(indexrelid) AS statement FROM pg_index JOIN pg_class i ON i.oid = indexrelid JOIN pg_am m ON m.oid = i.relam"
+                " WHERE indrelid = %s AND NOT (indnatts = 1 AND amname = 'btree' AND indexprs IS NULL AND indpred IS NULL AND indkey[0] = 1)"
+                " AND NOT (indnatts = 2 AND amname = 'gist' AND indkey[0] = 1 AND indpred IS NULL)",
+                [row["oid"]],
+            ):
+                found.append(index["statement"])
+            table = sql.Identifier(self.schema, row["name"])
+            if row["options"]:
+                found.append(sql.SQL("ALTER TABLE {} SET ({})").format(table, sql.SQL(row["options"])))
+            if row["foreign_owner"]:
+                found.append(sql.SQL("ALTER TABLE {} OWNER TO {}").format(table, sql.Identifier(row["owner"])))
+        return found
+
+    def _refuse_inexact(self, live: Layout, old: t.Mapping[str, str], with_current: bool) -> None:
+        """Values that would not come back from the new type are values lost."""
         for column in self.declaration.columns:
-            if (column.kind == LABEL) != labels:
+            before = live.columns.get(column.name)
+            if before in (None, column.type):
                 continue
+            value = "o.%s" % quote(column.name) if column.name in live.labels else "%%s.%s" % quote(column.name)
+            test = " WHERE (%s::%s)::%s IS DISTINCT FROM %s"
+            count = 0
+            for source, record in (("{old_history} o CROSS JOIN LATERAL unnest(o.records) AS r", "r"), ("{old_current} o", "(o.record)")):
+                if record != "r" and not with_current:
+                    continue
+                expression = value.replace("%s", record)
+                template = "SELECT count(*) FROM " + source + _plain(test % (expression, column.type, before, expression))
+                count += self.session.value(self._compose(template, old))
+            if count:
+                raise Refused(
+                    "%d values of %s would not be the same as %s instead of %s" % (count, column.name, column.type, before),
+                    action="Give the column of the new type a name of its own and keep the old one, or agree with purge=true",
+                )
+
+    @staticmethod
+    def _values(live: Layout, columns: t.Iterable[Column], record: str, named: bool = False) -> str:
+        """Expressions for columns of the declaration, from a row ``o`` and its record."""
+        found = []
+        for column in columns:
             name = quote(column.name)
             value = "o.%s" % name if column.name in live.labels else "%s.%s" % (record, name) if column.name in live.metrics else "NULL"
-            found.append(", %s::%s%s" % (value, column.type, " AS %s" % name if named else ""))
+            found.append(_plain(", %s::%s%s" % (value, column.type, " AS %s" % name if named else "")))
         return "".join(found)
+
+
+def _plain(text: str) -> str:
+    """Text that is no template: the name of a type may hold braces."""
+    return text.replace("{", "{{").replace("}", "}}")

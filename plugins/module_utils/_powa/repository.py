@@ -426,6 +426,18 @@ class Repository:
     def _repository_rights(self, role: str, access: str) -> list[Right]:
         raise NotImplementedError
 
+    def search_path_of(self, role: str) -> str | None:
+        """The search_path that a role gets in this database by its own settings or the database's, or None for the server's default."""
+        row = self.session.row(
+            "SELECT split_part(c.setting, '=', 2) AS path FROM pg_db_role_setting s"
+            " CROSS JOIN LATERAL unnest(s.setconfig) AS c(setting)"
+            " WHERE split_part(c.setting, '=', 1) = 'search_path' AND s.setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = %s))"
+            " AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))"
+            " ORDER BY s.setrole = 0, s.setdatabase = 0 LIMIT 1",
+            [role],
+        )
+        return row["path"] if row else None
+
     def _database_and_schemas(self, role: str) -> list[Right]:
         rights = []
         if not self.session.value("SELECT has_database_privilege(%s::name, current_database(), 'CONNECT')", [role]):
@@ -623,15 +635,8 @@ class Repository4(Repository):
 
     def _search_path(self, role: str) -> list[Right]:
         """A search_path of the role without ``public`` stops collection without a word."""
-        row = self.session.row(
-            "SELECT split_part(c.setting, '=', 2) AS path FROM pg_db_role_setting s"
-            " CROSS JOIN LATERAL unnest(s.setconfig) AS c(setting)"
-            " WHERE split_part(c.setting, '=', 1) = 'search_path' AND s.setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = %s))"
-            " AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))"
-            " ORDER BY s.setrole = 0, s.setdatabase = 0 LIMIT 1",
-            [role],
-        )
-        if row is None or "public" in re.findall(r"\w+", row["path"]):
+        path = self.search_path_of(role)
+        if path is None or "public" in re.findall(r"\w+", path):
             return []
         database = self.session.value("SELECT current_database()")
         return [

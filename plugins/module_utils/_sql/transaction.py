@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import typing as t
 
-from .._errors import OperationError
+from .._errors import OperationError, Refused
 from .._plan import Plan
 from .connection import Session, sql
+
+# Deadlock, and a lock that did not come in time.
+_BUSY = ("40P01", "55P03")
 
 
 class TransactionPlan(Plan):
@@ -35,6 +38,11 @@ class TransactionPlan(Plan):
                 super().execute()
                 if self.prove is not None:
                     self.prove()
-        except OperationError:
+        except OperationError as error:
             self.performed.clear()
+            if error.facts.get("sqlstate") in _BUSY:
+                raise Refused(
+                    "somebody else was at work on the same objects, most likely a snapshot of the collector: %s" % error.message,
+                    action="Everything is as it was before. Run this again",
+                ) from error
             raise
