@@ -207,7 +207,7 @@ class PowaCollector(Operation):
     def confirm(self, seen: Seen) -> None:
         if seen.not_running:
             raise NotConfirmed(
-                "no running worker after a reload and %g s: %s" % (self.params["timeout"], "; ".join(map(seen.sentence, seen.not_running))),
+                "no running worker after a reload: %s" % ("; ".join(map(seen.sentence, seen.not_running))),
                 action="Check host, port, user, password or passfile and database of these servers, their pg_hba.conf,"
                 " and that the extension powa is in that database",
                 servers=[seen.describe(server) for server in seen.watched],

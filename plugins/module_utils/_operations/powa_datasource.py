@@ -255,7 +255,23 @@ class RemoteSide(_Side):
                 after=extension + "\n",
             )
         wanted = source_function(declaration, self.repository.schema, schemas)
-        plan_function(plan, self.session, self.repository.schema, wanted, seen.sources)
+        plan_function(plan, self.session, self.repository.schema, wanted, seen.sources, self._create_source)
+
+    def _create_source(self, *arguments: t.Any) -> None:
+        try:
+            catalog.create_function(*arguments)
+        except QueryFailed as error:
+            # Before the function exists its faults are those of the query.
+            check.refuse(
+                self.name,
+                [
+                    Fault(
+                        "source_fails",
+                        "no function can be made of query on %s" % error.message,
+                        "Mend the query: it yields columns of the names in columns (%s)" % ", ".join(column.name for column in self.declared.columns),
+                    )
+                ],
+            )
 
     def _create_extension(self, name: str) -> None:
         # PoWA 4 has an event trigger that calls its functions without a schema at each CREATE EXTENSION.
@@ -300,7 +316,14 @@ class RemoteSide(_Side):
         }
 
 
-def plan_function(plan: Plan, session: Session, schema: str, wanted: Function, overloads: t.Sequence[catalog.FoundFunction]) -> None:
+def plan_function(
+    plan: Plan,
+    session: Session,
+    schema: str,
+    wanted: Function,
+    overloads: t.Sequence[catalog.FoundFunction],
+    create: t.Callable[..., None] = catalog.create_function,
+) -> None:
     """Create or replace one generated function."""
     for found in overloads:
         if not found.made_here:
@@ -310,7 +333,7 @@ def plan_function(plan: Plan, session: Session, schema: str, wanted: Function, o
         return
     plan.add(
         "%s function %s" % ("create" if found is None else "replace", wanted.name),
-        functools.partial(catalog.create_function, session, schema, wanted, found),
+        functools.partial(create, session, schema, wanted, found),
         subject="function %s" % wanted.name,
         before=found.definition if found else "",
         after=wanted.definition,

@@ -186,7 +186,7 @@ class PowaServer(Operation):
             raise Refused(
                 "%d of %d servers that were asked cannot be collected from. %s"
                 % (len(seen.faults), len(self.checked), ". ".join("%s: %s" % (alias, "; ".join(clauses)) for alias, clauses in seen.faults.items())),
-                action="Nothing was changed. Mend this on the servers, with pgfleet.ops.powa_archivist for extensions and rights; passwords come from"
+                action="Nothing was registered. Mend this on the servers, with pgfleet.ops.powa_archivist for extensions and rights; passwords come from"
                 " the entry or the passfile in server_connect_params. Or set check_servers to false",
                 faults=seen.faults,
             )

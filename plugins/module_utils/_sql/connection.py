@@ -289,8 +289,12 @@ def _failure(error: t.Any, target: Target) -> OperationError:
     return NotReachable("%s does not answer: %s" % (target, text), action="Check that it runs, that host and port are right and that nothing filters between")
 
 
+# Lines that libpq adds behind the server's own words.
+_HINT = re.compile(r"Is the server running|password retrieved from file")
+
+
 def _first_line(error: t.Any) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.strip().startswith("Is the server running")]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not _HINT.match(line.strip())]
     # With several addresses psycopg lists each attempt; the last line is the most telling one.
     text = lines[-1] if lines else type(error).__name__
     return re.sub(r"^connection (failed|to server .*? failed): ", "", text)
