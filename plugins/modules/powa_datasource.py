@@ -74,7 +74,8 @@ options:
     description:
       - What is asked on a remote server. With O(language=sql) a SELECT whose columns bear the names in O(columns).
       - With O(language=plpgsql) the body of a function that returns rows of C(ts) and the columns, in this order.
-      - The C(search_path) is C(pg_catalog) and the schema of PoWA. Write the schema before all other names.
+      - The C(search_path) is C(pg_catalog) and the schema of PoWA, with O(security_definer) only C(pg_catalog). Write the schema before all
+        other names.
         C(@extschema@) stands for the schema of PoWA there, C(@extschema:NAME@) for that of an extension.
       - It must only read, as it also runs on standbys.
     type: str
@@ -180,9 +181,12 @@ extends_documentation_fragment:
   - pgfleet.ops.connection.server
 notes:
   - Read the history with C(powa_NAME_samples(server id, from, to)) and C(powa_NAME_rates(server id, from, to)). All three may be
-    left out. The second has rates per second in the place of counters.
+    left out. The second has rates per second in the place of counters, none for the first sample and none where a counter was reset.
   - In the repository rights follow those on PoWA's own tables, so roles that M(pgfleet.ops.powa_archivist) lets collect or read may do so here.
-  - Between the changes of both sides the columns may differ. PoWA then notes an error for this datasource and goes on with the others.
+  - Between the changes of both sides the columns may differ. PoWA then notes an error for this datasource and goes on with the others; where
+    the types fit it stores what it gets by position, so change both sides in one run.
+  - A migration waits for running snapshots, and a snapshot that begins meanwhile fails once and is taken again at the next interval.
+  - A conversion that would change stored values asks for O(purge) as well. Indexes, storage parameters, owner and rights of the tables are kept.
   - Servers that are registered later do not have the datasource. Run this module again.
   - The form of PoWA 3, functions without an argument, is refused with what to change.
 seealso:
