@@ -70,7 +70,9 @@ options:
         description: Number of snapshots that are stored as one record, at least 5. PoWA's default is 100.
         type: int
       retention:
-        description: How long data is kept, as an interval of PostgreSQL, for example V(2 days). PoWA's default is one day.
+        description:
+          - How long data is kept, as an interval of PostgreSQL, for example V(2 days). PoWA's default is one day.
+          - A retention of a single extension, which PoWA knows from 5.1.2 on, is not set here.
         type: str
       allow_ui_connection:
         description: Whether powa-web may connect to the server. PoWA's default is V(true).
