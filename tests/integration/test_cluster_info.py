@@ -50,6 +50,10 @@ def test_lag_is_counted_against_the_primary(cluster):
     nodes[1].sql("SELECT pg_wal_replay_pause()")
     try:
         nodes[0].sql("SELECT pg_logical_emit_message(false, 'test', repeat('x', 3000000))")
+        written = nodes[0].value("SELECT pg_current_wal_insert_lsn()")
+        # Both have it, and only the one that is not paused has replayed it.
+        wait_until(lambda: nodes[1].value("SELECT pg_last_wal_receive_lsn() >= %s", [written]), 20)
+        wait_until(lambda: nodes[2].value("SELECT pg_last_wal_replay_lsn() >= %s", [written]), 20)
         result = ask(nodes, lag_limit_bytes=1000000)
         lagged = result["nodes"]["db2"]
         assert lagged["lag_bytes"] >= 3000000 and lagged["lag_mb"] == pytest.approx(lagged["lag_bytes"] / 1048576, abs=0.001)
