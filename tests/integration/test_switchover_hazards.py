@@ -203,7 +203,10 @@ def test_killed_after_the_release_and_before_the_promotion(site, moment):
         process.wait(30)
         wait_until(lambda: site.answers(primary) and not site.paused(), 30)
         assert writable(site) == [] and (site.node(primary).data / "standby.signal").exists()
-        result = site.switch(candidate)
+        # A run that comes while the nodes still settle is refused and changes nothing.
+        runs = []
+        wait_until(lambda: runs.append(site.switch(candidate)) or not runs[-1]["failed"] or bool(runs[-1]["performed"]), 60)
+        result = runs[-1]
         assert not result["failed"], result["msg"]
         assert result["plan"][0].startswith("promote %s" % candidate)
         time.sleep(1)
