@@ -341,7 +341,8 @@ class Switchover(Operation):
         finish = Finish(self.run, candidate, self.params["prepare_timeout"])
         plan = Plan()
         if candidate.role != "primary":
-            plan.add("promote %s: every other node is a standby or fenced" % candidate.name, finish.promote)
+            others = [node for node in cluster.nodes if node is not candidate and node.reachable]
+            plan.add("promote %s: every other node is a standby or fenced" % candidate.name, bind(finish.promote, others))
             for pooler in seen.poolers:
                 if pooler.changes:
                     plan.add(

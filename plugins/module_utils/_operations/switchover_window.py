@@ -191,8 +191,15 @@ class Finish:
         keywords.update(host=self._primary.peer_address, port=self._primary.port)
         return build_conninfo({key: value for key, value in keywords.items() if key not in ("hostaddr", "dbname", "replication", "fallback_application_name")})
 
-    def promote(self) -> None:
+    def promote(self, others: t.Sequence[Node]) -> None:
         """Promote the candidate of an interrupted switchover, whose old primary is fenced."""
+        # One that is under way looks the same until it has promoted its own candidate, which takes it a moment only.
+        settled = Deadline(5)
+        while not settled.passed:
+            for node in others:
+                if not self._run.session(node).value("SELECT pg_is_in_recovery()"):
+                    raise Refused("%s has become the primary meanwhile; nothing was changed" % node.name, action="Run it again")
+            time.sleep(0.5)
         self.session.execute("SELECT pg_promote(true, 60)")
         if self.session.value("SELECT pg_is_in_recovery()"):
             raise NotConfirmed("%s was told to promote and is still in recovery after 60 s" % self._primary.name)
