@@ -4,8 +4,8 @@
 
 Usage: switchover_driver.py OPTIONS.json ACCIDENT [MOMENT]
 
-ACCIDENT is ``none``, ``kill`` (SIGKILL of this process), ``hang`` (this process stops working and goes on 60 s later) or
-``error`` (the step fails). MOMENT is the name of a function of the window, a space, and ``before`` or ``after``.
+ACCIDENT is ``none``, ``kill`` (SIGKILL of this process), ``hang`` (this process stops working and goes on 60 s later), ``nap`` (8 s)
+or ``error`` (the step fails). MOMENT is the name of a function of the window, a space, and ``before`` or ``after``.
 Prints the result as JSON on its last line.
 """
 
@@ -46,8 +46,8 @@ def with_defaults(options, spec):
 def happen(kind):
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    elif kind == "hang":
-        time.sleep(60)
+    elif kind in ("hang", "nap"):
+        time.sleep({"hang": 60, "nap": 8}[kind])
     else:
         raise OperationError("an accident happened")
 

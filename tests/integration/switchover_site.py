@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 
@@ -88,6 +89,33 @@ class Site:
 
     def paused(self):
         return [(pooler.name, row["name"]) for pooler in self.poolers for row in pooler.show("DATABASES") if row["paused"]]
+
+
+class Sites:
+    """One site for many tests; one that a test leaves other than sound is replaced, so that no test fails for another's fault."""
+
+    def __init__(self, **options):
+        self.options = options
+        self.lab = self.site = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        if self.lab:
+            self.lab.close()
+        self.lab = self.site = None
+
+    def sound(self):
+        if self.site is None:
+            self.lab = Lab()
+            self.site = Site(self.lab, **self.options)
+        with contextlib.suppress(Exception):
+            self.site.primary.wait_for_standbys(len(self.site.nodes) - 1)
+            if all(node.pid for node in self.site.nodes) and not self.site.paused():
+                return self.site
+        self.__exit__()
+        return self.sound()
 
 
 class Load:

@@ -13,8 +13,8 @@ import sys
 import time
 
 import pytest
-from lab import Lab, collections_path, wait_until
-from switchover_site import Site
+from lab import collections_path, wait_until
+from switchover_site import Sites
 
 DRIVER = pathlib.Path(__file__).with_name("switchover_driver.py")
 
@@ -26,10 +26,14 @@ GOES_ON = ["pg_promote after", "promote after", "resume after"]
 
 
 @pytest.fixture(scope="module")
-def site():
-    lab = Lab()
-    yield Site(lab)
-    lab.close()
+def sites():
+    with Sites() as sites:
+        yield sites
+
+
+@pytest.fixture
+def site(sites):
+    return sites.sound()
 
 
 def run_driver(site, candidate, accident, moment="", **changes):

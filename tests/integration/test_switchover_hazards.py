@@ -11,16 +11,20 @@ import signal
 import time
 
 import pytest
-from lab import SUPERUSER_PASSWORD, Lab, wait_until
-from switchover_site import Site
+from lab import SUPERUSER_PASSWORD, wait_until
+from switchover_site import Sites
 from test_switchover_accidents import other, run_driver, settled, split, writable
 
 
 @pytest.fixture(scope="module")
-def site():
-    lab = Lab()
-    yield Site(lab, poolers=1)
-    lab.close()
+def sites():
+    with Sites(poolers=1) as sites:
+        yield sites
+
+
+@pytest.fixture
+def site(sites):
+    return sites.sound()
 
 
 def result_of(process, timeout=90):
@@ -73,6 +77,24 @@ def test_two_switchovers_at_once(site):
     winner = standbys[[result["failed"] for result in results].index(False)]
     assert [node.name for node in site.primaries] == [winner]
     assert (site.node(primary).data / "standby.signal").exists()
+    heal(site)
+
+
+def test_a_second_one_that_looks_while_nobody_is_the_primary(site):
+    """The first one has given up the old primary and not promoted yet: that looks as if it had been killed there."""
+    primary = site.primary.name
+    standbys = [node.name for node in site.nodes if node.name != primary]
+    first = run_driver(site, standbys[0], "nap", "release after")
+    wait_until(lambda: site.node(primary).pid is None, 30, interval=0.02)
+    second = run_driver(site, standbys[1], "none")
+    two = []
+    while first.poll() is None or second.poll() is None:
+        two += split(site)
+    won, lost = result_of(first), result_of(second)
+    assert not two
+    assert not won["failed"], won
+    assert lost["failed"] and lost["error"] == "Refused", lost
+    assert [node.name for node in site.primaries] == [standbys[0]]
     heal(site)
 
 

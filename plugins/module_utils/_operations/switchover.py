@@ -121,6 +121,11 @@ class Switchover(Operation):
             self._look_at_node(cluster.primary, problems)
             if candidate.role == "standby":
                 self._look_at_node(candidate, problems)
+        elif candidate.role == "standby" and not cluster.primaries:
+            # Whoever promotes without a primary holds every member.
+            for node in cluster.nodes:
+                if node.reachable:
+                    self._look_at_node(node, problems)
         fenced_down = []
         if candidate.reachable and (candidate.role == "primary" or not cluster.primaries):
             fenced_down = [node.name for node in cluster.nodes if not node.reachable and self._is_fenced_down(node, candidate)]
@@ -341,8 +346,7 @@ class Switchover(Operation):
         finish = Finish(self.run, candidate, self.params["prepare_timeout"])
         plan = Plan()
         if candidate.role != "primary":
-            others = [node for node in cluster.nodes if node is not candidate and node.reachable]
-            plan.add("promote %s: every other node is a standby or fenced" % candidate.name, bind(finish.promote, others))
+            plan.add("promote %s: every other node is a standby or fenced" % candidate.name, bind(finish.promote, cluster.nodes, seen.fenced_down))
             for pooler in seen.poolers:
                 if pooler.changes:
                     plan.add(

@@ -132,6 +132,15 @@ class Run:
         self.guardians[options["part"], name] = guardian
         return guardian
 
+    def hold(self, nodes: t.Iterable[Node]) -> None:
+        """Keep other operations from these nodes until this one ends; one that is at work has up to 10 s to end. Raises Refused."""
+        # In the same order whoever comes: operations that have nodes in common wait for each other, and never for ever.
+        try:
+            for node in sorted(nodes, key=lambda node: node.name):
+                self.guardians["node", node.name].call("hold", Deadline(15), patience=10)
+        except OperationError as error:
+            raise Refused("the switchover was not begun, nothing was changed: %s" % error, action="Wait until the other one has ended") from error
+
     def slot_of(self, node: Node) -> str:
         configured = node.state["primary_slot_name"] if node.state else None
         return self.entry(node)["slot"] or configured or slot_name(node.name)
@@ -191,15 +200,21 @@ class Finish:
         keywords.update(host=self._primary.peer_address, port=self._primary.port)
         return build_conninfo({key: value for key, value in keywords.items() if key not in ("hostaddr", "dbname", "replication", "fallback_application_name")})
 
-    def promote(self, others: t.Sequence[Node]) -> None:
-        """Promote the candidate of an interrupted switchover, whose old primary is fenced."""
-        # One that is under way looks the same until it has promoted its own candidate, which takes it a moment only.
-        settled = Deadline(5)
-        while not settled.passed:
-            for node in others:
-                if not self._run.session(node).value("SELECT pg_is_in_recovery()"):
-                    raise Refused("%s has become the primary meanwhile; nothing was changed" % node.name, action="Run it again")
-            time.sleep(0.5)
+    def promote(self, nodes: t.Sequence[Node], fenced_down: t.Sequence[str]) -> None:
+        """Promote the candidate of an interrupted switchover.
+
+        Every member is held first: a switchover that is under way looks just like one that was interrupted, and it holds
+        two of them until it has promoted its own candidate. What was seen before the locks may not be true any more.
+        """
+        self._run.hold(nodes)
+        now = self._run.observe()
+        for node in now.nodes:
+            if node.role == "primary":
+                raise Refused("%s has become a primary meanwhile; nothing was changed" % node.name, action="Run it again")
+            if not node.reachable:
+                seen = self._run.guardians["node", node.name].call("look", Deadline(10))
+                if node.name not in fenced_down or seen["pid"] is not None or not seen["standby_signal"]:
+                    raise Refused("%s does not answer and is not down and fenced any more; nothing was changed" % node.name, action="Run it again")
         self.session.execute("SELECT pg_promote(true, 60)")
         if self.session.value("SELECT pg_is_in_recovery()"):
             raise NotConfirmed("%s was told to promote and is still in recovery after 60 s" % self._primary.name)
@@ -368,7 +383,7 @@ class Window:
         run.mark(None)
         deadline = Deadline(params["prepare_timeout"])
         self.guard_node = run.guardians["node", self.old_node.name]
-        self._hold()
+        run.hold([self.old_node, self.new_node])
         self.old = run.session(self.old_node)
         self.new = run.session(self.new_node)
         # What was seen before the lock was ours may not be true any more.
@@ -412,15 +427,6 @@ class Window:
         head = lsn_to_int(self.old.ask_value("SELECT pg_current_wal_flush_lsn()", deadline) or "0/0")
         self._wait_for_replay(head, deadline.within(params["timeout"]))
         run.mark("catch_up")
-
-    def _hold(self) -> None:
-        """One operation a node at a time: another one has up to 10 s to end."""
-        # Both nodes, in the same order whoever comes: two operations on one cluster have at least one of them in common.
-        try:
-            for node in sorted((self.old_node, self.new_node), key=lambda node: node.name):
-                self.run.guardians["node", node.name].call("hold", Deadline(15), patience=10)
-        except OperationError as error:
-            raise Refused("the switchover was not begun, nothing was changed: %s" % error, action="Wait until the other one has ended") from error
 
     def _set(self, node: Node, session: Session, name: str, value: str) -> t.Callable[[], None]:
         """ALTER SYSTEM; returns its undo, which has a session of its own because this one may not survive."""
