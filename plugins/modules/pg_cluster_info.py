@@ -123,6 +123,7 @@ nodes:
   description:
     - By name, each node's address, RV(ignore:reachable), RV(ignore:status), RV(ignore:role), RV(ignore:timeline), positions, RV(ignore:lag_bytes),
       RV(ignore:lag_mb), RV(ignore:lag_seconds), RV(ignore:upstream), RV(ignore:senders), RV(ignore:slots) with the bytes of WAL that each holds,
+      RV(ignore:base_backups) with the phase, the bytes streamed and the bytes in total of each copy that is being taken from it,
       RV(ignore:pending_restart) with the settings that wait, and RV(ignore:archiver).
     - A node that did not answer has RV(ignore:problem) and RV(ignore:problem_kind) instead.
   returned: success

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 import time
 
 import pytest
-from lab import SUPERUSER_PASSWORD, Lab, call_module, free_port, wait_until
+from lab import BIN, SUPERUSER_PASSWORD, Lab, call_module, free_port, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,31 @@ def test_lag_is_counted_against_the_primary(cluster):
     finally:
         nodes[1].sql("SELECT pg_wal_replay_resume()")
     wait_until(lambda: ask(nodes, lag_limit_bytes=1000000)["status"] == "healthy", 10)
+
+
+def test_a_base_backup_that_runs_is_shown_with_its_progress(cluster):
+    lab, nodes = cluster
+    assert ask(nodes)["nodes"]["db1"]["base_backups"] == []
+    copy = lab.path / "slow_copy"
+    process = subprocess.Popen(
+        [BIN / "pg_basebackup", "--pgdata=%s" % copy, "--dbname=host=127.0.0.1 port=%d user=postgres passfile=%s" % (nodes[0].port, nodes[0].passfile),
+         "--max-rate=1M", "--checkpoint=fast", "--wal-method=none"], user="postgres", group="postgres", cwd="/",
+    )  # fmt: skip
+    try:
+        shown = []
+
+        def under_way():
+            shown[:] = ask(nodes)["nodes"]["db1"]["base_backups"]
+            return shown and (shown[0]["streamed_bytes"] or 0) > 0
+
+        wait_until(under_way, 60)
+        (backup,) = shown
+        assert backup["phase"] == "streaming database files" and backup["client"] == "127.0.0.1" and backup["application_name"] == "pg_basebackup"
+        assert 0 < backup["streamed_bytes"] < backup["total_bytes"] and backup["pid"]
+    finally:
+        process.kill()
+        process.wait()
+    wait_until(lambda: ask(nodes)["nodes"]["db1"]["base_backups"] == [], 30)
 
 
 def test_nodes_that_are_dead_hung_or_closed_are_data(cluster):

@@ -50,6 +50,9 @@ SELECT json_build_object(
   'senders', coalesce((SELECT json_agg(json_build_object('pid', pid, 'application_name', application_name,
       'client', client_addr, 'state', state, 'sync_state', sync_state, 'sent_lsn', sent_lsn, 'replay_lsn', replay_lsn)
       ORDER BY application_name, pid) FROM pg_stat_replication), '[]'),
+  'base_backups', coalesce((SELECT json_agg(json_build_object('pid', b.pid, 'client', r.client_addr, 'application_name', r.application_name,
+      'phase', b.phase, 'streamed_bytes', b.backup_streamed, 'total_bytes', b.backup_total) ORDER BY b.pid)
+      FROM pg_stat_progress_basebackup AS b LEFT JOIN pg_stat_replication AS r ON r.pid = b.pid), '[]'),
   'slots', coalesce((SELECT json_agg(json_build_object('name', slot_name, 'type', slot_type, 'database', database,
       'active', active, 'temporary', temporary, 'wal_status', wal_status, 'restart_lsn', restart_lsn,
       'retained_bytes', CASE WHEN restart_lsn IS NULL THEN NULL WHEN recovering THEN pg_wal_lsn_diff(pg_last_wal_replay_lsn(), restart_lsn)
