@@ -17,6 +17,7 @@ import typing as t
 
 from .._errors import AuthenticationFailed, NotReachable, OperationError, QueryFailed, WaitTimeout
 from .._wait import Deadline
+from .values import build_conninfo
 
 try:
     import psycopg
@@ -33,10 +34,14 @@ PSYCOPG_MINIMUM = (3, 1)
 
 # libpq words these in the server's language; the flags of the connection (see _failure) do not depend on it.
 _AUTHENTICATION = re.compile(
-    r"authentication failed|no password supplied|no pg_hba\.conf entry|role .* does not exist|not allowed|SASL|no such user|not authorized", re.I
+    r"authentication failed|no password supplied|no pg_hba\.conf entry|role .* does not exist|not allowed|SASL|no such user|not authorized"
+    r"|not permitted to log in|permission denied|not currently accepting|does not support SSL|certificate",
+    re.I,
 )
 _DATABASE_MISSING = re.compile(r'database ".*" does not exist|no such database', re.I)
-_REJECTING = re.compile(r"starting up|shutting down|not yet accepting|recovery mode|too many (clients|connections)", re.I)
+_REJECTING = re.compile(
+    r"starting up|shutting down|system is not (yet )?accepting|recovery mode|too many (clients|connections)|remaining connection slots", re.I
+)
 
 
 class DatabaseMissing(OperationError):
@@ -274,6 +279,16 @@ def connect(target: Target, timeout: float = 10, read_only: bool = False, consol
     return Session(connection, target)
 
 
+def ping(target: Target, timeout: float = 10) -> str:
+    """What libpq makes of a server that lets nobody in: ``up``, ``rejecting`` or ``no_answer``; in any language, as it goes by the SQLSTATE.
+
+    ``timeout`` as in ``connect``.
+    """
+    keywords = {**target.keywords(), "connect_timeout": max(2, int(timeout + 0.5))}
+    answer = psycopg.pq.PGconn.ping(build_conninfo(keywords).encode())
+    return {psycopg.pq.Ping.OK: "up", psycopg.pq.Ping.REJECT: "rejecting"}.get(answer, "no_answer")
+
+
 def _failure(error: t.Any, target: Target) -> OperationError:
     text = _first_line(error)
     pgconn = getattr(error, "pgconn", None)
@@ -291,10 +306,13 @@ def _failure(error: t.Any, target: Target) -> OperationError:
 
 # Lines that libpq adds behind the server's own words.
 _HINT = re.compile(r"Is the server running|password retrieved from file")
+# What the server adds to its words.
+_DETAIL = re.compile(r"\s*\n(DETAIL|HINT):\s*")
 
 
 def _first_line(error: t.Any) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not _HINT.match(line.strip())]
+    text = _DETAIL.sub("; ", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not _HINT.match(line.strip())]
     # With several addresses psycopg lists each attempt; the last line is the most telling one.
     text = lines[-1] if lines else type(error).__name__
     return re.sub(r"^connection (failed|to server .*? failed): ", "", text)
