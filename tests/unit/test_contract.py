@@ -218,7 +218,7 @@ MAY_IMPORT = {
     "_operations": {"_operations", "_module", "_cluster", "_pgbouncer", "_powa", "_fdw", "_sql", "_host", *BASE},
     "modules": {"_module", "_operations"},
     "doc_fragments": set(),
-    "plugin_utils": set(),
+    "plugin_utils": {"_plugin_utils"},
     "inventory": {"_plugin_utils"},
 }
 # A switchover's decisions are made here: what cannot reach a server, a file or a clock can be tested completely.
