@@ -134,6 +134,29 @@ def test_two_primaries_are_reported_as_such(own_lab):
     assert result["status"] == "down" and "more than one primary: db1, db2" in result["reasons"]
 
 
+def test_the_timeline_of_a_standby_whose_new_primary_is_gone(own_lab):
+    """Before its next restart point pg_control knows nothing of the new timeline, and the receiver that did is gone."""
+    first = own_lab.postgres("db1").init().start()
+    second, third = (own_lab.postgres(name).clone(first) for name in ("db2", "db3"))
+    first.wait_for_standbys(2)
+    first.stop()
+    second.sql("SELECT pg_promote()")
+    second.sql("SELECT pg_create_physical_replication_slot('db3', true)")
+    third.sql(
+        "ALTER SYSTEM SET primary_conninfo = 'host=127.0.0.1 port=%d user=postgres application_name=db3 passfile=%s'" % (second.port, third.passfile)
+    )
+    third.sql("SELECT pg_reload_conf()")
+    second.wait_for_standbys(1)
+    wait_until(lambda: third.value("SELECT received_tli FROM pg_stat_wal_receiver") == 2, 20)
+    second.stop("immediate")
+    wait_until(lambda: third.value("SELECT count(*) FROM pg_stat_wal_receiver") == 0, 20)
+    assert third.value("SELECT timeline_id FROM pg_control_checkpoint()") == 1
+    assert ask([second, third])["nodes"]["db3"]["timeline"] == 2
+    third.stop()
+    third.start()
+    assert ask([second, third])["nodes"]["db3"]["timeline"] == 2
+
+
 def test_bad_input(cluster):
     _lab, nodes = cluster
     assert "same name: db1" in ask([nodes[0], nodes[0]])["msg"]

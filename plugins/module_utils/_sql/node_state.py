@@ -43,6 +43,7 @@ SELECT json_build_object(
   'seconds_since_replay', CASE WHEN recovering THEN
       CASE WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN 0
            ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) END END,
+  'may_list_wal', has_function_privilege('pg_ls_waldir()', 'EXECUTE'),
   'receiver', (SELECT json_build_object('status', status, 'host', sender_host, 'port', sender_port, 'slot', slot_name)
                FROM pg_stat_wal_receiver WHERE pid IS NOT NULL),
   'primary_conninfo', (SELECT setting FROM pg_settings WHERE name = 'primary_conninfo'),
@@ -68,6 +69,16 @@ SELECT json_build_object(
 )::text FROM (SELECT pg_is_in_recovery() AS recovering) AS r
 """
 
+# Without a receiver a standby tells its timeline late: pg_control hears of it at the next restart point. The WAL that it holds knows.
+_TIMELINE_OF_WAL = """
+WITH last AS (SELECT pg_size_bytes(current_setting('wal_segment_size'))::numeric AS segment,
+                     greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0'::pg_lsn AS position)
+SELECT max(('x' || substr(name, 1, 8))::bit(32)::int) FROM pg_ls_waldir(), last
+WHERE name ~ '^[0-9A-F]{24}$'
+  AND ('x' || substr(name, 9, 8))::bit(32)::bigint * 4294967296 + ('x' || substr(name, 17, 8))::bit(32)::bigint * segment
+      = div(position - 1, segment) * segment
+"""
+
 
 def fetch_node_state(session: Session, deadline: Deadline) -> dict[str, t.Any]:
     """The node's own view: role, LSNs (text), timeline, receiver, senders, slots and what waits for a restart.
@@ -75,4 +86,7 @@ def fetch_node_state(session: Session, deadline: Deadline) -> dict[str, t.Any]:
     ``primary_conninfo`` may hold a password and must not leave the process. Works on PostgreSQL 13 and later.
     """
     text = session.ask_value(_STATE, deadline)
-    return json.loads(text or "{}")
+    state = json.loads(t.cast(str, text))
+    if state.pop("may_list_wal") and state["in_recovery"] and not state["receiver"]:
+        state["timeline"] = max(state["timeline"], int(session.ask_value(_TIMELINE_OF_WAL, deadline) or 0))
+    return state
