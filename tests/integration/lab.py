@@ -254,8 +254,7 @@ class Postgres:
     def pid(self):
         try:
             pid = int((self.data / "postmaster.pid").read_text().split()[0])
-            os.kill(pid, 0)
-            return pid
+            return pid if lives(pid) else None
         except (OSError, ValueError, IndexError):
             return None
 
@@ -334,8 +333,7 @@ class PgBouncer:
     def pid(self):
         try:
             pid = int((self.base / "pid").read_text())
-            os.kill(pid, 0)
-            return pid
+            return pid if lives(pid) else None
         except (OSError, ValueError):
             return None
 
@@ -343,7 +341,9 @@ class PgBouncer:
         pid = self.pid
         if pid:
             os.kill(pid, signal.SIGQUIT)
-            wait_until(lambda: self.pid is None, 10)
+            wait_until(lambda: not lives(pid), 30)
+            # It stays behind after SIGQUIT; a new process would take one that nobody has waited for yet for another instance.
+            (self.base / "pid").unlink(missing_ok=True)
 
     @property
     def login(self):
@@ -385,6 +385,14 @@ class Collector:
             self.process.kill()
             self.process.wait()
             self.process = None
+
+
+def lives(pid):
+    """Whether a process runs; one that has ended and waits for its parent to ask does not."""
+    try:
+        return pathlib.Path("/proc/%d/stat" % pid).read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def wait_until(condition, timeout, interval=0.1):

@@ -4,8 +4,8 @@
 
 Usage: switchover_driver.py OPTIONS.json ACCIDENT [MOMENT]
 
-ACCIDENT is ``none``, ``kill`` (SIGKILL of this process), ``hang`` (this process stops working and goes on 60 s later), ``nap`` (8 s)
-or ``error`` (the step fails). MOMENT is the name of a function of the window, a space, and ``before`` or ``after``.
+ACCIDENT is ``none``, ``kill`` (SIGKILL of this process), ``hang`` (this process stops working and goes on 60 s later),
+``stop`` (until it gets SIGCONT) or ``error`` (the step fails). MOMENT is the name of a function of the window, a space, and ``before`` or ``after``.
 Prints the result as JSON on its last line.
 """
 
@@ -27,7 +27,6 @@ from ansible_collections.pgfleet.ops.plugins.module_utils._host.guardian import 
 from ansible_collections.pgfleet.ops.plugins.module_utils._module import ArgumentSpec, Context
 from ansible_collections.pgfleet.ops.plugins.module_utils._operations.switchover import SWITCHOVER, Switchover
 from ansible_collections.pgfleet.ops.plugins.module_utils._operations.switchover_window import Window
-from ansible_collections.pgfleet.ops.plugins.module_utils._sql.connection import Session
 
 NEEDED_LATER = (encodings.ascii, encodings.idna, encodings.latin_1)
 
@@ -46,8 +45,10 @@ def with_defaults(options, spec):
 def happen(kind):
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    elif kind in ("hang", "nap"):
-        time.sleep({"hang": 60, "nap": 8}[kind])
+    elif kind == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif kind == "hang":
+        time.sleep(60)
     else:
         raise OperationError("an accident happened")
 
@@ -70,10 +71,10 @@ def wrap(owner, name, when, kind, applies=lambda *a, **k: True):
 
 def arrange(kind, moment):
     name, when = moment.split()
-    if name in ("fence", "release", "switch"):  # requests to a guardian
-        wrap(Guardian, "start", when, kind, lambda request, **_k: request == name)
-    elif name == "pg_promote":
-        wrap(Session, "ask", when, kind, lambda statement, _deadline: "pg_promote" in statement)
+    requests = {"pg_promote": "promote"}  # promote is a function of the window, too
+    if name in ("fence", "release", "switch", *requests):
+        # "After" is when the guardian has answered.
+        wrap(Guardian, "call" if name != "switch" else "start", when, kind, lambda request, *_a, **_k: request == requests.get(name, name))
     else:
         wrap(Window, name, when, kind)
 

@@ -17,6 +17,8 @@ class Site:
 
     def __init__(self, lab: Lab, nodes=3, poolers=2, pool_mode="transaction", pooler_settings=None, settings=None):
         self.lab = lab
+        self.processes = []
+        """What a test has started and must not outlive it."""
         self.nodes = [lab.postgres("db%d" % n, settings=settings) for n in range(1, nodes + 1)]
         first = self.nodes[0].init().start()
         first.sql("CREATE DATABASE app")
@@ -103,10 +105,16 @@ class Sites:
 
     def __exit__(self, *exc):
         if self.lab:
+            for process in self.site.processes if self.site else ():
+                process.kill()
+                process.wait(10)
             self.lab.close()
         self.lab = self.site = None
 
     def sound(self):
+        if self.site and any(process.poll() is None for process in self.site.processes):
+            # The test before has failed, and what it started may be about to do anything.
+            self.__exit__()
         if self.site is None:
             self.lab = Lab()
             self.site = Site(self.lab, **self.options)

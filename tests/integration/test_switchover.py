@@ -102,10 +102,16 @@ def test_afterwards_everything_follows_the_new_primary(site):
 
 def test_a_check_writes_nothing_at_all(site, unchanged):
     candidate = standby_of(site)
-    before = {node.name: node.value("SELECT pg_current_wal_lsn()") for node in site.primaries}
     stamps = {path: path.stat().st_mtime_ns for pooler in site.poolers for path in (pooler.databases_file, pooler.ini)}
-    assert site.switch(candidate, check=True)["changed"]
-    assert {node.name: node.value("SELECT pg_current_wal_lsn()") for node in site.primaries} == before
+    # A server writes by itself now and then; a check that wrote would do so each time.
+    moved = []
+    for _attempt in range(4):
+        before = site.primary.value("SELECT pg_current_wal_lsn()")
+        assert site.switch(candidate, check=True)["changed"]
+        moved.append(site.primary.value("SELECT pg_current_wal_lsn()") != before)
+        if not moved[-1]:
+            break
+    assert not all(moved)
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
 
@@ -247,21 +253,25 @@ def test_an_entry_that_is_paused_already(site, unchanged):
 def test_a_transaction_that_outlasts_the_pause_rolls_back(site, unchanged):
     """PAUSE waits for it; at the bound everything is resumed, the transaction commits, nobody gets an error."""
     outcome = {}
+    switched = threading.Event()
 
     def hold():
         with site.poolers[0].connect("app") as connection, connection.transaction():
             connection.execute("INSERT INTO public.load VALUES ('holder', 1, %s)", [int(time.time() * 1000) % 10**9])
             outcome["open"] = True
-            time.sleep(6)
+            switched.wait(120)
         outcome["committed"] = True
 
     holder = threading.Thread(target=hold)
     holder.start()
     wait_until(lambda: outcome.get("open"), 10)
     with site.load(clients=8) as load:
-        result = site.switch(standby_of(site), transaction_limit=60, pause_timeout=1)
-        assert not site.paused()
-    holder.join()
+        try:
+            result = site.switch(standby_of(site), transaction_limit=600, pause_timeout=1)
+            assert not site.paused()
+        finally:
+            switched.set()
+            holder.join()
     assert outcome.get("committed")
     refused_message = result["msg"]
     assert result["failed"] and result["error"] == "RolledBack", result

@@ -40,10 +40,12 @@ def run_driver(site, candidate, accident, moment="", **changes):
     """The driver's exit status, its result (None when it was killed) and how long poolers were seen paused, in seconds."""
     options = site.lab.path / ("options-%d.json" % next(NUMBERS))
     options.write_text(json.dumps(site.options(candidate, **changes)))
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, str(DRIVER), str(options), accident, *([moment] if moment else [])],
         stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(collections_path())}, cwd="/",
     )  # fmt: skip
+    site.processes.append(process)
+    return process
 
 
 def writable(site):

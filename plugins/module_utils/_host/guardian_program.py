@@ -16,7 +16,7 @@ the request ``recover``: the way back is this one piece of code, whether the con
 * A node that was not released goes back to being the primary: standby.signal removed, server started. A node that was
   released stays fenced: it is started as a standby. The controller promotes the candidate only after the release was
   acknowledged, so there is no moment at which both could accept writes. A lock on the data directory, held until this
-  process ends, keeps a second operation from the same node.
+  process ends, keeps a second operation from the same node. The candidate is held so, too, and promoted by its guardian.
 * A pooler goes where exactly one node accepts writes, by asking the nodes, and is resumed. Node and pooler need not
   agree on anything: the pooler waits until the node that comes back answers. Where none does in time, it is resumed all
   the same, and led to the one that accepts writes as soon as there is one.
@@ -227,6 +227,24 @@ class Node:
         if not self.fenced or not os.path.exists(self.signal_file):
             raise Failure("it is not fenced")
         self.released = True
+
+    def promote(self):
+        """Tell the standby to promote itself, as pg_ctl promote does: a file and a signal, and no wait.
+
+        Only the process that holds the node may do that. A controller that has slept meanwhile has lost its guardian, or
+        finds it recovered, and cannot promote beside whoever came after it; a session by SQL could have survived.
+        """
+        if self._lock is None:
+            raise Failure("it is not held by this operation")
+        pid = self.postmaster()
+        if pid is None:
+            raise Failure("no server runs in %s" % self.data)
+        owner = os.stat(self.data)
+        descriptor = os.open(os.path.join(self.data, "promote"), os.O_WRONLY | os.O_CREAT, 0o600)
+        if os.geteuid() == 0:
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        os.close(descriptor)
+        os.kill(pid, signal.SIGUSR1)
 
     def wait_for_exit(self, pid, timeout):
         end = time.monotonic() + timeout

@@ -215,9 +215,8 @@ class Finish:
                 seen = self._run.guardians["node", node.name].call("look", Deadline(10))
                 if node.name not in fenced_down or seen["pid"] is not None or not seen["standby_signal"]:
                     raise Refused("%s does not answer and is not down and fenced any more; nothing was changed" % node.name, action="Run it again")
-        self.session.execute("SELECT pg_promote(true, 60)")
-        if self.session.value("SELECT pg_is_in_recovery()"):
-            raise NotConfirmed("%s was told to promote and is still in recovery after 60 s" % self._primary.name)
+        self._run.guardians["node", self._primary.name].call("promote", Deadline(10))
+        wait_until_promoted(self.session, self._primary, Deadline(60), interval=0.05)
 
     def lead(self, pooler: Pooler) -> None:
         """File and run time of a pooler to the primary."""
@@ -293,6 +292,10 @@ class Window:
         self.phase = "prepare"
         self._slots_wanted = False
 
+    @property
+    def _guardians_of_poolers(self) -> list[Guardian]:
+        return [t.cast(Guardian, pooler.guardian) for pooler in self.poolers]
+
     # Every step goes through here: one place knows the way back.
     def guarded(self, do: t.Callable[[], t.Any]) -> t.Callable[[], None]:
         def run() -> None:
@@ -345,7 +348,7 @@ class Window:
         patience = Deadline(self.timeout + 5)
         if self.armed:
             # The poolers first: they wait for a node to accept writes, and one that does not answer must not hold up the others.
-            guardians = [*(t.cast(Guardian, pooler.guardian) for pooler in self.poolers), self.guard_node]
+            guardians = [*self._guardians_of_poolers, self.guard_candidate, self.guard_node]
             for guardian in guardians:
                 with contextlib.suppress(OperationError):
                     self._drain(guardian, Deadline(self.limit.left + 2))
@@ -383,6 +386,7 @@ class Window:
         run.mark(None)
         deadline = Deadline(params["prepare_timeout"])
         self.guard_node = run.guardians["node", self.old_node.name]
+        self.guard_candidate = run.guardians["node", self.new_node.name]
         run.hold([self.old_node, self.new_node])
         self.old = run.session(self.old_node)
         self.new = run.session(self.new_node)
@@ -470,7 +474,7 @@ class Window:
         half = self.timeout / 2
         self.limit = Deadline(half - min(1.0, half / 4))
         self.armed = True
-        guardians = [self.guard_node, *(t.cast(Guardian, pooler.guardian) for pooler in self.poolers)]
+        guardians = [*self._guardians_of_poolers, self.guard_candidate, self.guard_node]
         for guardian in guardians:
             guardian.start("arm", limit=half)
         for guardian in guardians:
@@ -551,11 +555,8 @@ class Window:
         self.phase = "release"
         self.guard_node.call("release", self.limit)
         self.phase = "promote"
-        self.new.ask("SELECT pg_promote(false)", self.limit)
-        while self.new.ask_value("SELECT pg_is_in_recovery()", self.limit) != "f":
-            if self.limit.passed:
-                raise WaitTimeout("%s was told to promote and is still in recovery after %g s" % (self.new_node.name, self.limit.seconds))
-            time.sleep(0.001)
+        self.guard_candidate.call("promote", self.limit)
+        wait_until_promoted(self.new, self.new_node, self.limit)
         run.mark("promote")
 
     def resume(self) -> None:
@@ -607,7 +608,7 @@ class Window:
             console = next(t.cast(Console, pooler.console) for pooler in self.poolers if pooler.name == name)
             for entry in entries:
                 console.resume(entry, self.limit)
-        for guardian in (self.guard_node, *(t.cast(Guardian, pooler.guardian) for pooler in self.poolers)):
+        for guardian in (self.guard_node, self.guard_candidate, *self._guardians_of_poolers):
             guardian.call("disarm", Deadline(5))
         self.armed = False
         # Nothing is left that could go back, and what was set for the way there is taken back in settle().
@@ -627,6 +628,14 @@ class Window:
         run.result["timing_ms"] = run.timing
         run.result["old_primary"] = self.old_node.name
         run.result["timeline_before"] = self.old_node.timeline
+
+
+def wait_until_promoted(session: Session, node: Node, deadline: Deadline, interval: float = 0.001) -> None:
+    """Raises WaitTimeout. Nothing else may be promoted then, before this node is proved not to be."""
+    while session.ask_value("SELECT pg_is_in_recovery()", deadline) != "f":
+        if deadline.passed:
+            raise WaitTimeout("%s was told to promote and is still in recovery after %g s" % (node.name, deadline.seconds))
+        time.sleep(interval)
 
 
 def set_setting(session: Session, name: str, value: str) -> None:
