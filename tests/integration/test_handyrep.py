@@ -1,0 +1,179 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The way from HandyRep: a running cluster with a pooler, described by nothing but a handyrep.conf, under this collection's playbooks."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+from lab import BIN, REPOSITORY, SUPERUSER_PASSWORD, ansible_environment
+from switchover_site import Site
+
+# Of a site that HandyRep has run: the roles are those of its first day.
+CONF = """
+[handyrep]
+    cluster_name = shop-1
+    postgresql_version = {version}
+    handyrep_db = postgres
+    postgres_superuser = postgres
+    replication_user = postgres
+    master_check_method = one_hr_master
+[passwords]
+    superuser_pass = "{password}"
+    handyrep_db_pass = "{password}"
+    replication_pass = ""
+[failover]
+    auto_failover = False
+    connection_failover_method = multi_pgbouncer
+    selection_method = select_replica_priority
+[archive]
+    archiving = False
+[server_defaults]
+    restart_method = restart_pg_ctl
+    ssh_user = handyrep
+    ssh_key = /home/handyrep/.ssh/id_rsa
+    lag_limit = 100
+[servers]
+{servers}
+[plugins]
+    [[multi_pgbouncer]]
+        owner = postgres
+        config_location = {ini}
+        database_list = app
+        readonly_suffix = _ro
+"""
+NODE = """
+    [[{node.name}]]
+        hostname = 127.0.0.1
+        role = {role}
+        port = {node.port}
+        pgdata = {node.data}
+        pgconf = {node.config}
+        failover_priority = {priority}
+"""
+POOLER = """
+    [[{pooler.name}]]
+        hostname = 127.0.0.1
+        role = pgbouncer
+        port = {pooler.port}
+"""
+# All that a newcomer adds, in files beside the inventory: how this machine is reached, and the passwords.
+GROUP_VARS = {
+    "ansible_connection": "local", "postgresql_node_superuser_password": SUPERUSER_PASSWORD,
+    "pgbouncer_admin_user": "pooler_admin", "pgbouncer_admin_password": SUPERUSER_PASSWORD,
+}  # fmt: skip
+
+
+class Migrated:
+    def __init__(self, lab):
+        pytest.importorskip("configobj", reason="requirements.txt names the library configobj, and it is not installed here")
+        self.site = Site(lab, poolers=1)
+        (pooler,) = self.site.poolers
+        # HandyRep kept the databases in pgbouncer.ini itself.
+        lines = pooler.ini.read_text().splitlines(True)
+        pooler.ini.write_text(pooler.databases_file.read_text() + "".join(line for line in lines if not line.startswith("%include")))
+        pooler.databases_file.unlink()
+        pooler.databases_file = pooler.ini
+        with pooler.console() as console:
+            console.execute("RELOAD")
+        self.base = lab.path / "controller"
+        (self.base / "group_vars").mkdir(parents=True)
+        servers = "".join(NODE.format(node=node, role="replica" if n else "master", priority=n + 1) for n, node in enumerate(self.site.nodes))
+        (self.base / "handyrep.conf").write_text(CONF.format(
+            version=BIN.parent.name, password=SUPERUSER_PASSWORD, servers=servers + POOLER.format(pooler=pooler), ini=pooler.ini
+        ))  # fmt: skip
+        (self.base / "group_vars" / "shop_1.json").write_text(json.dumps(GROUP_VARS))
+        self.inventory = self.base / "shop.handyrep.yml"
+        self.inventory.write_text("plugin: pgfleet.ops.handyrep\nhandyrep_conf: handyrep.conf\n")
+
+    def ansible(self, program, *arguments, fails=False):
+        argv = [pathlib.Path(sys.executable).parent / program, "-i", self.inventory, *arguments]
+        done = subprocess.run(
+            [str(word) for word in argv], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False, cwd=REPOSITORY,
+            env=ansible_environment(),
+        )  # fmt: skip
+        output = done.stdout + done.stderr
+        assert bool(done.returncode) is fails, output
+        if program == "ansible-playbook":
+            assert SUPERUSER_PASSWORD not in output
+        return done.stdout if program == "ansible-inventory" else output
+
+    def other(self):
+        """A standby to move the primary to."""
+        return next(node.name for node in self.site.nodes if node.in_recovery)
+
+    def listed(self):
+        # Ansible marks text that is no template, as all that comes from the file.
+        return json.loads(self.ansible("ansible-inventory", "--list"), object_hook=lambda found: found.get("__ansible_unsafe", found))
+
+    def play(self, name, *arguments, **options):
+        return self.ansible("ansible-playbook", "pgfleet.ops." + name, *arguments, **options)
+
+
+@pytest.fixture(scope="module")
+def migrated(lab):
+    return Migrated(lab)
+
+
+def test_the_inventory_lists_the_cluster_and_none_of_handyreps_passwords(migrated):
+    listed = migrated.listed()
+    assert sorted(listed["shop_1"]["children"]) == ["shop_1_nodes", "shop_1_poolers"]
+    assert listed["shop_1_nodes"]["hosts"] == ["db1", "db2", "db3"] and listed["shop_1_poolers"]["hosts"] == ["pooler1"]
+    db2 = listed["_meta"]["hostvars"]["db2"]
+    node = migrated.site.node("db2")
+    assert (db2["postgresql_node_port"], db2["postgresql_node_data_directory"], db2["pgfleet_managed"]) == (node.port, str(node.data), False)
+    assert db2["postgresql_node_superuser_password"] == SUPERUSER_PASSWORD
+    # Without group_vars nothing of the kind is there.
+    (migrated.base / "group_vars").rename(migrated.base / "elsewhere")
+    try:
+        text = migrated.ansible("ansible-inventory", "--list")
+    finally:
+        (migrated.base / "elsewhere").rename(migrated.base / "group_vars")
+    assert "password" not in text and json.dumps(SUPERUSER_PASSWORD)[1:-1] not in text
+
+
+def test_the_cluster_is_shown_as_it_is(migrated):
+    primary = migrated.site.primary.name
+    output = migrated.play("show_cluster", "-e", "cluster=shop_1")
+    assert "cluster shop_1: healthy" in output and "needs a look" not in output
+    assert re.search(r"%s +127\.0\.0\.1:%d +primary" % (primary, migrated.site.node(primary).port), output)
+    assert migrated.site.primary.name == primary
+
+
+def test_a_wrong_name_is_answered_with_the_groups_that_are_there(migrated):
+    assert "shop_1, shop_1_nodes, shop_1_poolers" in " ".join(migrated.play("show_cluster", "-e", "cluster=shop-1", fails=True).split())
+
+
+def test_a_deployment_over_it_is_refused_before_anything_is_changed(migrated):
+    before = {path: path.read_bytes() for node in migrated.site.nodes for path in node.config.iterdir()}
+    output = migrated.play("deploy_site", "-e", "site=shop_1", "-e", "postgresql_node_replication_password=x", fails=True)
+    assert "has pgfleet_managed false" in " ".join(output.split())
+    assert {path: path.read_bytes() for node in migrated.site.nodes for path in node.config.iterdir()} == before
+
+
+def test_a_switchover_in_check_mode_changes_nothing(migrated):
+    before = migrated.site.fingerprint()
+    output = migrated.play("switch_over", "-e", "cluster=shop_1", "-e", "candidate=" + migrated.other(), "--check")
+    assert "promote " + migrated.other() in output
+    assert migrated.site.fingerprint() == before
+
+
+def test_a_switchover_costs_no_error_and_the_file_need_not_know(migrated):
+    """HandyRep's file goes on calling db1 the master, which nobody believes."""
+    site = migrated.site
+    new = migrated.other()
+    with site.load() as load:
+        migrated.play("switch_over", "-e", "cluster=shop_1", "-e", "candidate=" + new)
+    assert load.report["errors"] == 0 and load.lost == set() and sum(map(len, load.report["acknowledged"].values())) > 0
+    assert site.primary.name == new
+    output = migrated.play("show_cluster", "-e", "cluster=shop_1")
+    assert "cluster shop_1: healthy" in output
+    listed = migrated.listed()
+    assert listed["_meta"]["hostvars"]["db1"]["handyrep_role"] == "master"
+    ini = site.poolers[0].ini.read_text()
+    assert "app = host=127.0.0.1 port=%d" % site.node(new).port in ini and ini.count("[pgbouncer]") == 1
