@@ -143,8 +143,19 @@ poolers:
       returned: when reachable
       type: str
       sample: 1.18.0
+    paused:
+      description:
+        - Whether the pooler is paused or suspended as a whole, by a C(PAUSE) without a name.
+        - Null where the login may not know. For the versions without C(SHOW STATE), such as 1.18, that takes one of C(admin_users).
+      returned: when reachable
+      type: bool
+    disabled_databases:
+      description: Names of databases that take no new clients.
+      returned: when reachable
+      type: list
+      elements: str
     paused_databases:
-      description: Names of databases that are paused one by one. A pause of the whole pooler shows in RV(poolers[].state) only.
+      description: Names of databases that are paused one by one. A pause of the whole pooler shows in RV(poolers[].paused) only.
       returned: when reachable
       type: list
       elements: str
@@ -203,7 +214,7 @@ poolers:
     state:
       description:
         - Of C(SHOW STATE), RV(ignore:active), RV(ignore:paused) and RV(ignore:suspended) as booleans.
-        - Null where the version has no such command (1.18).
+        - Null where the version has no such command (1.18); RV(poolers[].paused) tells there too.
       returned: when asked for and reachable
       type: dict
 all_reachable:

@@ -10,8 +10,9 @@ It is started on the host of the node or pooler before anything is paused, by a 
 its text is sent through that pipe: it therefore imports nothing of the collection and works on Python 3.9 and later.
 Requests and answers are JSON objects, one a line. Secrets come by the pipe only.
 
-From ``arm`` on, the end of the pipe (controller killed, ssh cut) or the limit in seconds starts the recovery. So does
-the request ``recover``: the way back is this one piece of code, whether the controller lives or not.
+From ``arm`` on, the end of the pipe (controller killed, ssh cut) or the limit in seconds starts the recovery; where it
+was told to stay, only the limit does. So does the request ``recover``: the way back is this one piece of code, whether
+the controller lives or not.
 
 * A node that was not released goes back to being the primary: standby.signal removed, server started. A node that was
   released stays fenced: it is started as a standby. The controller promotes the candidate only after the release was
@@ -20,6 +21,7 @@ the request ``recover``: the way back is this one piece of code, whether the con
 * A pooler goes where exactly one node accepts writes, by asking the nodes, and is resumed. Node and pooler need not
   agree on anything: the pooler waits until the node that comes back answers. Where none does in time, it is resumed all
   the same, and led to the one that accepts writes as soon as there is one.
+* A pause, of any number of poolers, is ended, and nothing else is changed.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ import signal
 import struct
 import subprocess
 import syslog
+import threading
 import time
 
 # States in pg_control, src/include/catalog/pg_control.h. Layout of the first fields is the same in PostgreSQL 13 to 18.
@@ -422,8 +425,11 @@ class Pooler:
                 if attempt == 2:
                     raise Failure("the console does not answer: %s" % error) from error
 
-    def resume(self):
-        for database in self.databases if self.databases is not None else [None]:
+    def resume(self, databases=None):
+        """``databases``: of those to be resumed only these, where None is everything."""
+        if databases is None:
+            databases = self.databases if self.databases is not None else [None]
+        for database in databases:
             try:
                 self.command("RESUME" if database is None else 'RESUME "%s"' % database.replace('"', '""'))
             except Failure as error:
@@ -488,6 +494,85 @@ class Pooler:
                 time.sleep(0.5)
 
 
+class Pause:
+    """Poolers that one operation pauses. What it paused is resumed, nothing else; nobody is asked where the entries lead."""
+
+    def __init__(self):
+        self.poolers = {}
+        self.unsettled = False
+
+    def prepare(self, poolers):
+        """``poolers``: by name the console's keywords and the databases to be paused, null for the pooler as a whole."""
+        for name, (console, databases) in poolers.items():
+            self.poolers[name] = Pooler(None)
+            self.poolers[name].prepare(console, [], databases)
+
+    def needed(self):
+        """Whether anything is paused still. What others have resumed is not looked after any more."""
+        for name, pooler in list(self.poolers.items()):
+            with contextlib.suppress(Failure):  # the console does not answer: that is no proof of anything
+                paused = self._paused(pooler)
+                if not paused:
+                    del self.poolers[name]
+                elif pooler.databases is not None:
+                    pooler.databases = paused
+        return bool(self.poolers)
+
+    @staticmethod
+    def _paused(pooler):
+        """What is paused of all that is to be resumed; [None] is the pooler as a whole."""
+        if pooler.databases is not None:
+            paused = {row["name"].decode() for row in pooler.command("SHOW DATABASES") if row["paused"] == b"1"}
+            return [name for name in pooler.databases if name in paused]
+        try:
+            # Never done: a console that is not paused refuses this for another reason.
+            pooler.command("PAUSE pgbouncer")
+        except Failure as error:
+            if "already" in str(error):
+                return [None]
+            if "cannot pause" not in str(error):
+                raise
+        return []
+
+    def recover(self, patience):
+        """All at once: a pooler that hangs must not hold up the others."""
+        failed = {}
+        end = time.monotonic() + patience
+
+        def resume(name):
+            pooler = self.poolers[name]
+            while True:
+                try:
+                    pooler.resume(self._paused(pooler))
+                    # The last words of a controller that was killed may arrive after this.
+                    time.sleep(0.2)
+                    pooler.resume(self._paused(pooler))
+                except Failure as error:
+                    failed[name] = str(error)
+                    if time.monotonic() > end:
+                        return
+                    time.sleep(0.2)
+                else:
+                    failed.pop(name, None)
+                    return
+
+        threads = [threading.Thread(target=resume, args=[name]) for name in self.poolers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.unsettled = bool(failed)
+        if failed:
+            return "these may be paused still: %s" % "; ".join("%s (%s)" % item for item in sorted(failed.items()))
+        return "resumed: %s" % (", ".join(sorted(self.poolers)) or "none")
+
+    def linger(self):
+        """After a recovery that did not reach every pooler: go on until it does."""
+        end = time.monotonic() + LOOKING_SECONDS
+        while self.unsettled and time.monotonic() < end:
+            note("pgfleet.ops guardian (pause): %s" % self.recover(5))
+
+
 class Guardian:
     """Reads requests, keeps the clock."""
 
@@ -495,6 +580,7 @@ class Guardian:
         self.part = part
         self.patience = patience
         self.armed_until = None
+        self.stays = False
         self.recovered = None
 
     def recover(self, why):
@@ -518,8 +604,18 @@ class Guardian:
             raise Failure("it has been put back already (%s)" % self.recovered)
         if name == "arm":
             self.armed_until = time.monotonic() + request["limit"]
+            self.stays = request.get("stays", False)
             return None
         return getattr(self.part, name)(**request)
+
+    def stay(self):
+        """The controller has ended as it should; its limit holds without it."""
+        while self.part.needed():
+            left = self.armed_until - time.monotonic()
+            if left <= 0:
+                self.recover("the time limit has passed")
+                return
+            time.sleep(min(left, 1))
 
     def serve(self):
         pending = b""
@@ -531,7 +627,9 @@ class Guardian:
                 continue
             chunk = os.read(0, 65536)
             if not chunk:
-                if self.armed_until is not None:
+                if self.stays:
+                    self.stay()
+                elif self.armed_until is not None:
                     self.recover("the controlling process is gone")
                 if getattr(self.part, "unsettled", False):
                     self.part.linger()
@@ -551,9 +649,9 @@ class Guardian:
 
 
 def serve(part, patience, **options):
-    """Entry point; ``part`` is ``node`` or ``pooler``."""
+    """Entry point; ``part`` is ``node``, ``pooler`` or ``pause``."""
     for name in ("SIGHUP", "SIGTERM", "SIGPIPE", "SIGINT"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     syslog.openlog("pgfleet", syslog.LOG_PID)
     os.chdir("/")
-    Guardian({"node": Node, "pooler": Pooler}[part](**options), patience).serve()
+    Guardian({"node": Node, "pooler": Pooler, "pause": Pause}[part](**options), patience).serve()

@@ -11,17 +11,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import time
 import typing as t
 
 from .._errors import InvalidInput, NotConfirmed, NotReachable, OperationError, Refused, WaitTimeout
 from .._host.files import FileFailed, read_text, write_atomic
 from .._module import CONNECTION, ArgumentSpec, Context, Operation
 from .._parallel import ask_all
+from .._pgbouncer.alias import Alias, behind
 from .._pgbouncer.console import ADMIN_DATABASE, Console, Row, console_target
 from .._pgbouncer.ini import DATABASES, KEYS_SINCE, NEWEST_KNOWN, QUOTED_NAMES_SINCE, Ini, Tree, without_secret
 from .._plan import Plan
-from .._sql.connection import Target, connect
 from .._wait import Deadline
 
 # Options of an entry that are keys of its line under the same name.
@@ -63,8 +62,6 @@ PGBOUNCER_DATABASES = CONNECTION.merge(
     )
 )
 
-# A server that was just left by RELOAD may serve one more query from a connection that is still being closed.
-_SETTLE_SECONDS = 1.0
 # A RELOAD that meets a connection in login can make PgBouncer refuse new ones for server_login_retry.
 _LOGIN_GATE_SECONDS = 0.5
 
@@ -244,9 +241,7 @@ class PoolerDatabases(Operation):
     def _reload(self) -> None:
         if self._console is None:
             raise OperationError("there is no console to reload through")
-        gate = Deadline(_LOGIN_GATE_SECONDS)
-        while any(row.get("sv_login") for row in self._console.pools()) and not gate.passed:
-            time.sleep(0.005)
+        self._console.wait_for_logins(Deadline(_LOGIN_GATE_SECONDS))
         self._console.reload()
         self._reloaded = True
 
@@ -292,8 +287,8 @@ class PoolerDatabases(Operation):
             password=self.params["verify_password"] if self.params["verify_user"] else self._target.password,
         )
         deadline = Deadline(self.params["timeout"])
-        aliases = [_Alias(name, roles[name], target.to(dbname=name)) for name in sorted(roles)]
-        answers = ask_all(aliases, lambda alias: _behind(alias, deadline), deadline)
+        aliases = [Alias(name, roles[name], target.to(dbname=name)) for name in sorted(roles)]
+        answers = ask_all(aliases, lambda alias: behind(alias, deadline), deadline)
         found: dict[str, t.Any] = {}
         problems = []
         for alias, answer in zip(aliases, answers):
@@ -320,36 +315,6 @@ class PoolerDatabases(Operation):
         if text not in self._warned:
             self._warned.add(text)
             self.context.warn(text)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Alias:
-    name: str
-    role: str
-    target: Target
-
-    def __str__(self) -> str:
-        return '%s database "%s"' % (self.target, self.name)
-
-
-def _behind(alias: _Alias, deadline: Deadline) -> dict[str, t.Any]:
-    """Who answers behind an alias. Asks again for a moment while it is another role than expected."""
-    settle = deadline.within(_SETTLE_SECONDS)
-    while True:
-        # Without start-up options, which PgBouncer refuses, and by the simple protocol, which holds the bound.
-        session = connect(alias.target, timeout=deadline.left, console=True)
-        try:
-            row = session.ask(
-                "SELECT pg_catalog.pg_is_in_recovery() AS standby, pg_catalog.host(pg_catalog.inet_server_addr()) AS address,"
-                " pg_catalog.inet_server_port() AS port",
-                deadline,
-            )[0]
-        finally:
-            session.close()
-        role = "standby" if row["standby"] == "t" else "primary"
-        if role == alias.role or settle.passed:
-            return {"role": role, "server_address": row["address"], "server_port": int(row["port"]) if row["port"] else None}
-        time.sleep(0.1)
 
 
 def _wanted(entries: t.Sequence[t.Mapping[str, t.Any]]) -> dict[str, t.Mapping[str, t.Any]]:

@@ -84,6 +84,8 @@ def describe_pooler(target: Target, subsets: t.Collection[str], deadline: Deadli
         databases = console.databases(deadline)
         found: dict[str, t.Any] = {
             "version": ".".join(str(part) for part in console.version),
+            "paused": console.is_paused(deadline),
+            "disabled_databases": sorted(name for name, row in databases.items() if row["disabled"]),
             "paused_databases": sorted(name for name, row in databases.items() if row["paused"]),
         }
         for subset in subsets:

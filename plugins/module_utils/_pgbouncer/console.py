@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import re
+import time
 import typing as t
 
 from .._errors import InvalidInput, NotReachable, QueryFailed
@@ -128,6 +129,26 @@ class Console:
         """Have the configuration read again. Before 1.25 this succeeds also when the file is faulty: look at the result."""
         self.ask("RELOAD", deadline)
 
+    def is_paused(self, deadline: Deadline | None = None) -> bool | None:
+        """Whether the pooler as a whole is paused or suspended; None where a login that is no admin cannot know."""
+        # PgBouncer 1.18 has no SHOW STATE. No version pauses the console's own database, and the reason of that refusal tells.
+        for question in ("SHOW STATE", "PAUSE " + ADMIN_DATABASE):
+            try:
+                rows = self.ask(question, deadline)
+            except QueryFailed as error:
+                if "already" in error.message:
+                    return True
+                if "cannot pause" in error.message:
+                    return False
+            else:
+                return any(row["value"] == "yes" for row in rows if row["key"] in ("paused", "suspended"))
+        return None
+
+    def wait_for_logins(self, deadline: Deadline) -> None:
+        """Until no server connection is in login, or the deadline has passed: a PAUSE or RELOAD that meets one makes PgBouncer take the pool for failed."""
+        while any(row["sv_login"] for row in self.pools()) and not deadline.passed:
+            time.sleep(0.005)
+
     def start_pause(self, name: str | None = None) -> None:
         """Begin to pause one database or all, and do not wait until every transaction has ended."""
         self.session.start("PAUSE" + _argument(name))
@@ -157,6 +178,22 @@ class Console:
                 return False
             raise
         return True
+
+    def enable(self, name: str, deadline: Deadline | None = None) -> None:
+        """Let new clients of a database in again."""
+        self.ask("ENABLE" + _argument(name), deadline)
+
+    def disable(self, name: str, deadline: Deadline | None = None) -> None:
+        """Refuse new clients of a database; those that are in stay."""
+        self.ask("DISABLE" + _argument(name), deadline)
+
+    def reconnect(self, name: str | None = None, deadline: Deadline | None = None) -> None:
+        """Have every server connection of one database or of all closed as soon as it is free."""
+        self.ask("RECONNECT" + _argument(name), deadline)
+
+    def kill(self, name: str, deadline: Deadline | None = None) -> None:
+        """End all connections of a database and leave it paused. A PAUSE under way is never answered then."""
+        self.ask("KILL" + _argument(name), deadline)
 
     def set(self, key: str, value: str, deadline: Deadline | None = None) -> None:
         """Change a setting at run time; it lasts until the next RELOAD or restart at most."""
