@@ -36,6 +36,7 @@ from .._host.instance import Instance, Postmaster, find_bin_directory
 from .._module import LOGIN, ArgumentSpec, Operation
 from .._plan import Plan
 from .._sql.connection import Session, Target, connect
+from .._sql.standby import identify_by_replication
 from .._sql.values import build_conninfo, parse_conninfo
 from .._wait import Deadline, wait_for
 from .instance import INSTANCE, port_conflicts
@@ -225,17 +226,7 @@ class CloneOperation(Operation):
 
     def _check_replication(self, source: Source) -> None:
         """The replication login must work before anything is stopped. Raises AuthenticationFailed, NotReachable, Refused."""
-        conninfo = self._conninfo()
-        known = ("host", "port", "user")
-        target = Target(
-            host=conninfo["host"], port=conninfo["port"], user=conninfo["user"], dbname="replication", password=self.params["replication_password"],
-            extra={"replication": "true", **{key: value for key, value in conninfo.items() if key not in known and value not in (None, "")}},
-        )  # fmt: skip
-        session = connect(target, timeout=10, console=True)
-        try:
-            identifier = session.ask("IDENTIFY_SYSTEM", Deadline(10))[0]["systemid"]
-        finally:
-            session.close()
+        identifier = identify_by_replication(self._conninfo(), self.params["replication_password"])
         if identifier != source.system_identifier:
             raise Refused("the replication login leads to a server of system identifier %s, the other login to %s" % (identifier, source.system_identifier))
 

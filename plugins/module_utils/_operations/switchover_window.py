@@ -35,8 +35,10 @@ from .._errors import NotConfirmed, OperationError, Refused, RolledBack, WaitTim
 from .._host.guardian import Guardian
 from .._pgbouncer.console import Console
 from .._pgbouncer.ini import Change
-from .._sql.connection import Session, Target, connect, sql
-from .._sql.values import build_conninfo, lsn_to_int, parse_conninfo
+from .._sql.connection import Session, Target, connect
+from .._sql.settings import Setting, change_settings, put_back_settings, read_setting
+from .._sql.standby import ensure_slot, led_conninfo, point_at, receiver
+from .._sql.values import lsn_to_int
 from .._wait import Deadline, wait_for
 from .cluster_info import describe, observe_cluster
 
@@ -180,25 +182,10 @@ class Finish:
 
     def conninfo(self, node: Node, own: str, model: str) -> str:
         """Where a node streams from: its own connection string or, if it never had one, that of the model, led to the new primary."""
-        try:
-            keywords: dict[str, t.Any] = dict(parse_conninfo(own) or parse_conninfo(model))
-        except ValueError as error:
-            raise Refused(
-                "the setting primary_conninfo of %s, or the one that serves as its model, cannot be read: %s" % (node.name, error),
-                expected="keyword=value pairs, as in host=db1 user=replication",
-                action="Set it in that form, or name the keywords in the option conninfo of the node",
-            ) from None
-        if "password" in keywords:
-            raise Refused(
-                "the setting primary_conninfo of %s, or the one that serves as its model, holds a password" % node.name,
-                expected="a passfile: a change of the setting is printed to the server's log",
-            )
-        keywords.setdefault("application_name", node.name)
-        if not own:
-            keywords["application_name"] = node.name
-        keywords.update(self._run.entry(node)["conninfo"])
-        keywords.update(host=self._primary.peer_address, port=self._primary.port)
-        return build_conninfo({key: value for key, value in keywords.items() if key not in ("hostaddr", "dbname", "replication", "fallback_application_name")})
+        changes: dict[str, t.Any] = {} if own else {"application_name": node.name}
+        changes.update(self._run.entry(node)["conninfo"])
+        changes.update(host=self._primary.peer_address, port=self._primary.port)
+        return led_conninfo(node.name, own or model, {"application_name": node.name}, changes)
 
     def promote(self, nodes: t.Sequence[Node], fenced_down: t.Sequence[str]) -> None:
         """Promote the candidate of an interrupted switchover.
@@ -228,8 +215,7 @@ class Finish:
 
     def ensure_slot(self, node: Node) -> str:
         name = self._run.slot_of(node)
-        if not self.session.value("SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s", [name]):
-            self.session.execute("SELECT pg_create_physical_replication_slot(%s, true)", [name])
+        ensure_slot(self.session, name)
         return name
 
     def follow(self, node: Node) -> None:
@@ -254,7 +240,7 @@ class Finish:
         session = self._run.session(node)
         wait_for(
             "streaming of %s from %s" % (node.name, self._primary.name),
-            lambda: session.row("SELECT status, sender_host, sender_port FROM pg_stat_wal_receiver") or {},
+            lambda: receiver(session),
             lambda row: row.get("status") == "streaming" and self._primary.listens_at(row["sender_host"], row["sender_port"]),
             Deadline(self._timeout),
             interval=0.05,
@@ -271,7 +257,7 @@ class Finish:
                 )
 
     def reset_retry(self) -> None:
-        reset_setting(self.session, "wal_retrieve_retry_interval")
+        change_settings(self.session, {"wal_retrieve_retry_interval": None})
 
 
 class Window:
@@ -434,23 +420,17 @@ class Window:
 
     def _set(self, node: Node, session: Session, name: str, value: str) -> t.Callable[[], None]:
         """ALTER SYSTEM; returns its undo, which has a session of its own because this one may not survive."""
-        before = session.row("SELECT setting, unit, sourcefile FROM pg_settings WHERE name = %s", [name]) or {}
-        text = "%s%s" % (before["setting"], before["unit"] or "")
-        was_set = str(before.get("sourcefile") or "").endswith("postgresql.auto.conf")
+        before = read_setting(session, name)
         # The short retry interval is left over from a run that was killed, if it is set there: nothing to go back to.
-        left_over = was_set and text == value and name == "wal_retrieve_retry_interval"
-        if text == value and not left_over:
+        left_over = before.own and before.value == value and name == "wal_retrieve_retry_interval"
+        if before.value == value and not left_over:
             return bind(lambda: None)
-        set_setting(session, name, value)
+        change_settings(session, {name: value})
+        kept = dataclasses.replace(before, own=before.own and not left_over)
+        return bind(self._put_back, node, kept)
 
-        def undo() -> None:
-            fresh = self.run.session(node)
-            if was_set and not left_over:
-                set_setting(fresh, name, text)
-            else:
-                reset_setting(fresh, name)
-
-        return undo
+    def _put_back(self, node: Node, kept: Setting) -> None:
+        put_back_settings(self.run.session(node), [kept])
 
     def _wait_for_replay(self, position: int, deadline: Deadline) -> None:
         """Until the candidate has replayed past a position (bytes)."""
@@ -638,18 +618,6 @@ def wait_until_promoted(session: Session, node: Node, deadline: Deadline, interv
         time.sleep(interval)
 
 
-def set_setting(session: Session, name: str, value: str) -> None:
-    """ALTER SYSTEM SET and reload. ALTER SYSTEM takes no parameters, so the value is composed as a literal."""
-    session.execute(sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value)))
-    session.execute("SELECT pg_reload_conf()")
-
-
-def reset_setting(session: Session, name: str) -> None:
-    """ALTER SYSTEM RESET and reload."""
-    session.execute(sql.SQL("ALTER SYSTEM RESET {}").format(sql.Identifier(name)))
-    session.execute("SELECT pg_reload_conf()")
-
-
 def restore_login_retry(pooler: Pooler) -> None:
     """On a console of its own: the other one may be busy with a PAUSE that has not ended."""
     console = Console.open(pooler.target, timeout=5)
@@ -657,13 +625,6 @@ def restore_login_retry(pooler: Pooler) -> None:
         console.set("server_login_retry", pooler.login_retry)
     finally:
         console.close()
-
-
-def point_at(session: Session, conninfo: str, slot: str | None) -> None:
-    """Lead a standby to an upstream."""
-    if slot is not None:
-        set_setting(session, "primary_slot_name", slot)
-    set_setting(session, "primary_conninfo", conninfo)
 
 
 def same_target(entry: t.Mapping[str, str], running: t.Mapping[str, t.Any] | None) -> bool:

@@ -1,0 +1,76 @@
+# Copyright (c) 2026, pgfleet.ops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# PRIVATE to the collection: no promise is made about this file to anything outside it.
+
+"""What a standby streams from: its connection string, its slot, and the login that they lead to."""
+
+from __future__ import annotations
+
+import typing as t
+
+from .._errors import Refused
+from .._wait import Deadline
+from .connection import Session, Target, connect
+from .settings import change_settings
+from .values import build_conninfo, parse_conninfo
+
+# Where the standby went before, and what libpq or the walreceiver sets itself.
+_NOT_KEPT = ("hostaddr", "dbname", "replication", "fallback_application_name")
+SECRET_KEYWORDS = ("password", "sslpassword")
+
+
+def led_conninfo(who: str, model: str, defaults: t.Mapping[str, t.Any], changes: t.Mapping[str, t.Any]) -> str:
+    """A primary_conninfo made of an existing one: ``defaults`` fill what it lacks, ``changes`` (host and port at least) win.
+
+    Raises Refused where it cannot be read, or holds a password.
+    """
+    try:
+        keywords = parse_conninfo(model)
+    except ValueError as error:
+        raise Refused(
+            "the setting primary_conninfo of %s, or the one that serves as its model, cannot be read: %s" % (who, error),
+            expected="keyword=value pairs, as in host=db1 user=replication",
+            action="Set it in that form, or name the keywords in the options",
+        ) from None
+    if any(keyword in keywords for keyword in SECRET_KEYWORDS):
+        raise Refused(
+            "the setting primary_conninfo of %s, or the one that serves as its model, holds a password" % who,
+            expected="a passfile: a change of the setting is printed to the server's log",
+        )
+    missing = {key: value for key, value in defaults.items() if key not in keywords}
+    return build_conninfo({key: value for key, value in {**keywords, **missing, **changes}.items() if key not in _NOT_KEPT})
+
+
+def point_at(session: Session, conninfo: str, slot: str | None) -> None:
+    """Lead a standby to an upstream. PostgreSQL 13 and later take both settings by reload.
+
+    By one reload: the new slot at the old upstream would cost the walreceiver a failure, and the wait after it.
+    """
+    change_settings(session, {**({"primary_slot_name": slot} if slot is not None else {}), "primary_conninfo": conninfo})
+
+
+def receiver(session: Session) -> dict[str, t.Any]:
+    """What the standby's walreceiver does now: status, sender_host, sender_port, timeline, slot_name; empty where none runs."""
+    return session.row("SELECT status, sender_host, sender_port, received_tli AS timeline, slot_name FROM pg_stat_wal_receiver") or {}
+
+
+def ensure_slot(session: Session, name: str) -> None:
+    """A physical slot that holds WAL from now on, not only from its first use."""
+    if not session.value("SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s", [name]):
+        session.execute("SELECT pg_create_physical_replication_slot(%s, true)", [name])
+
+
+def identify_by_replication(conninfo: t.Mapping[str, t.Any], password: str | None) -> str:
+    """Log in as a standby would and ask for the system identifier. Raises AuthenticationFailed, NotReachable."""
+    own = ("host", "port", "user")
+    target = Target(
+        host=str(conninfo.get("host") or ""), port=int(conninfo.get("port") or 5432), user=str(conninfo.get("user") or ""), dbname="replication",
+        password=password, extra={"replication": "true", **{key: value for key, value in conninfo.items() if key not in own and value not in (None, "")}},
+    )  # fmt: skip
+    session = connect(target, timeout=10, console=True)
+    try:
+        return str(session.ask("IDENTIFY_SYSTEM", Deadline(10))[0]["systemid"])
+    finally:
+        session.close()
