@@ -9,7 +9,7 @@ import itertools
 import re
 
 import pytest
-from ansible_collections.pgfleet.ops.plugins.module_utils._cluster.model import STATUS_NUMBERS, Cluster, Node, Verdict
+from ansible_collections.pgfleet.ops.plugins.module_utils._cluster.model import STATUS_NUMBERS, Cluster, Node, Verdict, parse_synchronous
 from ansible_collections.pgfleet.ops.plugins.module_utils._cluster.switchover import PoolerView, Transaction, read_only_target, refusals, slot_name
 from ansible_collections.pgfleet.ops.plugins.module_utils._sql.values import int_to_lsn
 from hypothesis import given
@@ -20,6 +20,7 @@ HEAD = 0x100000000
 COMMON = {
     "system_identifier": "7001", "timeline": 1, "replay_paused": False, "apply_delay_seconds": 0, "archiver": {"failing": False, "last_failed_wal": None},
     "slots": [], "senders": [], "cluster_name": "", "primary_conninfo": "", "receiver": None,
+    "seconds_since_replay": None,
 }  # fmt: skip
 
 
@@ -36,8 +37,8 @@ def standby(name, behind=0, options=None, upstream="db1.example", **state):
     return Node(name, name + ".example", 5432, state={**answers, **state}, **(options or {}))
 
 
-def dead(name, kind="NotReachable", problem="connection refused"):
-    return Node(name, name + ".example", 5432, problem=problem, problem_kind=kind)
+def dead(name, kind="NotReachable", problem="connection refused", refused=None):
+    return Node(name, name + ".example", 5432, problem=problem, problem_kind=kind, refused=kind == "NotReachable" if refused is None else refused)
 
 
 def slot(name, wal_status="reserved"):
@@ -175,9 +176,16 @@ def test_numbers_are_handyreps():
         (standby("db2", replay_paused=True), "warning", "replay is paused"),
         (standby("db2", archiver={"failing": True, "last_failed_wal": "0001"}), "warning", "archiving fails at 0001"),
         (standby("db2", slots=[slot("a"), slot("b", "lost"), slot("c", "lost")]), "warning", "slots lost their WAL: b, c"),
+        (standby("db2", slots=[slot("a", "unreserved")]), "warning", "slots are about to lose their WAL: a"),
+        (standby("db2", slots=[{**slot("a"), "active": False, "retained_bytes": 1074 << 20}]), "warning", "slot a is not in use and holds 1074 MB of WAL"),
+        (standby("db2", slots=[{**slot("a"), "active": True, "retained_bytes": 1074 << 20}]), "healthy", None),
+        (standby("db2", slots=[{**slot("a"), "active": False, "retained_bytes": 1 << 30}]), "healthy", None),
+        (standby("db2", read_only_default=True), "healthy", None),
+        (standby("db2", synchronous_standby_names="db9"), "healthy", None),
         (standby("db2", system_identifier="7002"), "warning", "system identifier 7002 is not the primary's"),
         (dead("db2"), "down", "connection refused"),
-        (dead("db2", "WaitTimeout", None), "down", "did not answer"),
+        (dead("db2", "NotReachable", "timeout expired", refused=False), "unavailable", "timeout expired"),
+        (dead("db2", "WaitTimeout", None), "unavailable", "did not answer"),
         (dead("db2", "AuthenticationFailed"), "unavailable", "connection refused"),
         (dead("db2", "Rejecting"), "unavailable", "connection refused"),
         (dead("db2", "DatabaseMissing"), "unavailable", "connection refused"),
@@ -188,6 +196,92 @@ def test_the_verdict_on_one_node(node, label, reason):
     verdict = Cluster([primary(), node]).verdict(node, LIMIT)
     assert verdict.label == label
     assert verdict.reasons == () if reason is None else reason in verdict.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("", None),
+        ("  ", None),
+        ("db2", ("first", 1, ("db2",))),
+        ("db2, db3", ("first", 1, ("db2", "db3"))),
+        ("*", ("first", 1, ("*",))),
+        ("2 (db2, db3 ,db4)", ("first", 2, ("db2", "db3", "db4"))),
+        ("FIRST 2(db2,db3)", ("first", 2, ("db2", "db3"))),
+        ("any 1 (db2, db3)", ("any", 1, ("db2", "db3"))),
+        (' ANY 1 ("node, ""two""", db3)', ("any", 1, ('node, "two"', "db3"))),
+        ("first, any", ("first", 1, ("first", "any"))),
+    ],
+)
+def test_what_a_setting_of_synchronous_standbys_means(setting, expected):
+    assert parse_synchronous(setting) == expected
+
+
+def senders(**states):
+    return [{"application_name": name, "sync_state": state} for name, state in states.items()]
+
+
+@pytest.mark.parametrize(
+    ("setting", "states", "commit", "reason"),
+    [
+        ("db2", {"db2": "sync"}, "on", None),
+        ("db2", {"db2": "async"}, "on", "wants 1 of db2, and none of them streams"),
+        ("FIRST 2 (db2, db3)", {"db2": "sync", "db3": "potential"}, "on", "wants 2 of db2, db3, and only db2 streams"),
+        ("FIRST 2 (db2, db3)", {"db2": "sync", "db3": "sync", "db4": "potential"}, "remote_apply", None),
+        ("ANY 1 (db2, db3)", {"db2": "quorum", "db3": "quorum"}, "on", None),
+        ("db2", {}, "local", None),
+        ("db2", {}, "off", None),
+        ("db2", {}, "remote_write", "none of them streams"),
+    ],
+)
+def test_a_primary_whose_commits_wait_is_a_warning(setting, states, commit, reason):
+    node = primary(synchronous_standby_names=setting, synchronous_commit=commit, senders=senders(**states))
+    verdict = Cluster([node]).verdict(node, LIMIT)
+    assert verdict.label == ("warning" if reason else "healthy")
+    assert not reason or reason in verdict.reasons[0]
+    assert Cluster.synchronous(node).satisfied is (len([s for s in states.values() if s in ("sync", "quorum")]) >= Cluster.synchronous(node).required)
+    assert Cluster.synchronous(standby("db2", synchronous_standby_names=setting)) is None and Cluster.synchronous(dead("db2")) is None
+
+
+def test_a_primary_that_takes_no_writes_is_a_warning():
+    node = primary(read_only_default=True)
+    assert Cluster([node]).verdict(node, LIMIT) == Verdict("warning", ("default_transaction_read_only is on",))
+
+
+def test_the_limit_of_slots_is_the_callers():
+    node = primary(slots=[{**slot("a"), "active": False, "retained_bytes": 3 << 20}])
+    assert Cluster([node]).verdict(node, LIMIT, 2 << 20).label == Cluster([node]).status(LIMIT, 2 << 20).label == "warning"
+    assert Cluster([node]).verdict(node, LIMIT, 3 << 20).label == "healthy"
+
+
+def tree(entries):
+    return [(one["name"], tree(one["standbys"])) for one in entries]
+
+
+def test_the_topology_is_a_tree():
+    first, second = primary(), standby("db2")
+    cascaded, foreign = standby("db3", upstream="db2.example"), standby("db4", upstream="db9.example")
+    cluster = Cluster([dead("db5"), cascaded, foreign, second, first])
+    assert tree(cluster.topology()) == [("db1", [("db2", [("db3", [])])]), ("db4", []), ("db5", [])]
+    assert cluster.topology()[0]["standbys"][0] == {
+        "name": "db2", "role": "standby", "streaming": True, "standbys": [{"name": "db3", "role": "standby", "streaming": True, "standbys": []}],
+    }  # fmt: skip
+
+
+def test_nodes_that_follow_in_a_circle_are_all_shown_once():
+    cluster = Cluster([standby("a", upstream="b.example"), standby("b", upstream="c.example"), standby("c", upstream="a.example"), primary("p")])
+    assert tree(cluster.topology()) == [("p", []), ("a", [("c", [("b", [])])])]
+    assert cluster.lag_seconds(cluster.node("a")) is None
+
+
+def test_a_standby_is_as_old_as_what_it_gets():
+    def aged(name, seconds, upstream):
+        return standby(name, upstream=upstream, seconds_since_replay=seconds)
+
+    first = primary(seconds_since_replay=None)
+    second, third, fourth = aged("db2", 100, "db1.example"), aged("db3", 0, "db2.example"), aged("db4", None, "db2.example")
+    cluster = Cluster([first, second, third, fourth])
+    assert [cluster.lag_seconds(node) for node in cluster.nodes] == [None, 100, 100, None]
 
 
 def test_all_that_is_wrong_with_a_node_is_told():
@@ -277,6 +371,14 @@ def test_what_a_candidate_is_told_to_have():
 def test_without_a_primary_a_standby_that_no_longer_streams_can_still_be_chosen():
     nodes = [standby("db2", receiver=None), standby("db3", receiver=None, timeline=2)]
     assert [Cluster(nodes).judge(node, LIMIT).eligible for node in nodes] == [False, True]
+
+
+def test_without_a_primary_who_has_received_less_than_another_is_refused():
+    nodes = [dead("db1"), standby("db2", LIMIT + 1, received_lsn=None, options={"priority": 1}), standby("db3"), standby("db4", timeline=0)]
+    found = {node.name: Cluster(nodes).judge(node, LIMIT).refusals for node in nodes}
+    assert found["db2"] == ("it has received 1001 bytes less than db3, the limit is 1000",) and found["db3"] == ()
+    assert found["db4"] == ("it is on timeline 0, older than 1",)
+    assert ranked("priority", nodes)[0] == ranked("lsn", nodes)[0] == "db3"
 
 
 def ranked(strategy, nodes, **options):

@@ -10,12 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import typing as t
 
 from .._sql.values import int_to_lsn, lsn_to_int, parse_conninfo
 
 # HandyRep's numbers, so that monitoring built on them goes on working.
 STATUS_NUMBERS = {"unknown": 0, "healthy": 1, "lagged": 2, "warning": 3, "unavailable": 4, "down": 5}
+
+# Bytes of WAL that a slot nobody uses may hold before it is worth a warning.
+SLOT_LIMIT_BYTES = 1073741824
+
+_SYNCHRONOUS = re.compile(r"\s*(?:(first|any)\s+)?([0-9]+)\s*\((.*)\)\s*", re.I | re.S)
+_SYNCHRONOUS_NAME = re.compile(r'"(?:[^"]|"")*"|[^\s,"]+')
 
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
@@ -34,6 +41,8 @@ class Node:
     problem: str | None = None
     problem_kind: str | None = None
     """Class of the error: NotReachable, Rejecting, AuthenticationFailed, WaitTimeout, ..."""
+    refused: bool = False
+    """Whether its host answered that nothing listens there."""
 
     @property
     def reachable(self) -> bool:
@@ -107,6 +116,30 @@ class Verdict:
 
 
 @dataclasses.dataclass(frozen=True)
+class Synchronous:
+    """What a primary's commits wait for: ``required`` of the ``names``, and who streams as one of them now."""
+
+    method: str
+    required: int
+    names: tuple[str, ...]
+    standbys: tuple[str, ...]
+
+    @property
+    def satisfied(self) -> bool:
+        return len(self.standbys) >= self.required
+
+
+def parse_synchronous(setting: str) -> t.Optional[tuple[str, int, tuple[str, ...]]]:
+    """Method (``first`` or ``any``), number and names of a setting synchronous_standby_names; None when it is empty."""
+    if not setting.strip():
+        return None
+    found = _SYNCHRONOUS.fullmatch(setting)
+    method, number, text = found.groups() if found else (None, "1", setting)
+    names = (name[1:-1].replace('""', '"') if name.startswith('"') else name for name in _SYNCHRONOUS_NAME.findall(text))
+    return (method or "first").lower(), int(number), tuple(names)
+
+
+@dataclasses.dataclass(frozen=True)
 class Candidate:
     """A standby judged as a promotion target; ``refusals`` are the reasons against it, empty when it is eligible."""
 
@@ -168,12 +201,45 @@ class Cluster:
         replayed = node.position("replayed_lsn")
         return max(0, head - replayed) if head is not None and replayed is not None and node.role == "standby" else None
 
-    def verdict(self, node: Node, lag_limit_bytes: int) -> Verdict:
-        """The status of one node."""
+    def lag_seconds(self, node: Node) -> float | None:
+        """How old the standby's data is. One that has replayed all that its upstream sent is as old as that upstream."""
+        chain: list[Node] = []
+        while node not in chain:
+            chain.append(node)
+            node = self.upstream(node) or node
+        ages = [one.state["seconds_since_replay"] for one in chain if one.state and one.role == "standby"]
+        known = [age for age in ages if age is not None]
+        return max(known) if known and ages[0] is not None else None
+
+    def topology(self) -> list[dict[str, t.Any]]:
+        """Who follows whom, as a tree: first the primaries, then nodes whose upstream is no member, or is not known."""
+        left = sorted(self.nodes, key=lambda node: (node.role != "primary", node.role is None))
+
+        def take(node: Node) -> dict[str, t.Any]:
+            left.remove(node)
+            followers = [take(other) for other in self.nodes if other in left and self.upstream(other) is node]
+            return {"name": node.name, "role": node.role, "streaming": node.streaming if node.role == "standby" else None, "standbys": followers}
+
+        roots = [take(node) for node in list(left) if self.upstream(node) is None]
+        # Whoever is left follows in a circle.
+        while left:
+            roots.append(take(left[0]))
+        return roots
+
+    @staticmethod
+    def synchronous(node: Node) -> Synchronous | None:
+        """What the commits of a primary wait for, None when it is nothing."""
+        state = node.state or {}
+        wanted = parse_synchronous(state.get("synchronous_standby_names") or "")
+        if wanted is None or node.role != "primary":
+            return None
+        standbys = tuple(sender["application_name"] for sender in state["senders"] if sender["sync_state"] in ("sync", "quorum"))
+        return Synchronous(*wanted, standbys)
+
+    def verdict(self, node: Node, lag_limit_bytes: int, slot_limit_bytes: int = SLOT_LIMIT_BYTES) -> Verdict:
+        """The status of one node. ``down`` takes the word of its host that nothing listens there; silence is ``unavailable``."""
         if node.state is None:
-            kind = node.problem_kind
-            label = "unavailable" if kind in ("AuthenticationFailed", "Rejecting", "DatabaseMissing", "QueryFailed") else "down"
-            return Verdict(label, (node.problem or "it did not answer",))
+            return Verdict("down" if node.refused else "unavailable", (node.problem or "it did not answer",))
         reasons: list[str] = []
         if len(self.system_identifiers) > 1 and self.primary and node.system_identifier != self.primary.system_identifier:
             reasons.append("its system identifier %s is not the primary's" % node.system_identifier)
@@ -183,11 +249,17 @@ class Cluster:
             reasons.append("it does not stream from an upstream")
         if node.state["replay_paused"]:
             reasons.append("replay is paused")
+        if node.role == "primary" and node.state.get("read_only_default"):
+            reasons.append("default_transaction_read_only is on")
+        wanted = self.synchronous(node)
+        if wanted and not wanted.satisfied and node.state.get("synchronous_commit") not in ("off", "local"):
+            reasons.append(
+                "its commits wait for ever: synchronous_standby_names wants %d of %s, and %s"
+                % (wanted.required, ", ".join(wanted.names), "only %s streams" % ", ".join(wanted.standbys) if wanted.standbys else "none of them streams")
+            )
         if node.state["archiver"]["failing"]:
             reasons.append("archiving fails at %s" % node.state["archiver"]["last_failed_wal"])
-        lost = [slot["name"] for slot in node.state["slots"] if slot["wal_status"] == "lost"]
-        if lost:
-            reasons.append("slots lost their WAL: %s" % ", ".join(lost))
+        reasons.extend(_slot_reasons(node.state["slots"], slot_limit_bytes))
         if reasons:
             return Verdict("warning", tuple(reasons))
         lag = self.lag_bytes(node)
@@ -195,13 +267,13 @@ class Cluster:
             return Verdict("lagged", ("it is %d bytes behind, the limit is %d" % (lag, lag_limit_bytes),))
         return Verdict("healthy")
 
-    def status(self, lag_limit_bytes: int) -> Verdict:
+    def status(self, lag_limit_bytes: int, slot_limit_bytes: int = SLOT_LIMIT_BYTES) -> Verdict:
         """The status of the whole cluster, by HandyRep's rules."""
         if not self.primaries:
             return Verdict("down", ("no node that answers is a primary",))
         if len(self.primaries) > 1:
             return Verdict("down", ("more than one primary: %s" % ", ".join(node.name for node in self.primaries),))
-        verdicts = {node.name: self.verdict(node, lag_limit_bytes) for node in self.nodes}
+        verdicts = {node.name: self.verdict(node, lag_limit_bytes, slot_limit_bytes) for node in self.nodes}
         reasons = tuple("%s: %s" % (name, "; ".join(v.reasons)) for name, v in verdicts.items() if v.number >= STATUS_NUMBERS["warning"])
         if reasons:
             return Verdict("warning", reasons)
@@ -236,6 +308,12 @@ class Cluster:
                 refusals.append("it replays with a delay of %g s (recovery_min_apply_delay)" % node.state["apply_delay_seconds"])
             if lag is not None and lag > lag_limit_bytes:
                 refusals.append("it is %d bytes behind, the limit is %d" % (lag, lag_limit_bytes))
+            if not self.primaries:
+                # What no standby has got is lost anyway; what another one has got need not be.
+                furthest = max((other for other in self.standbys if (other.timeline or 0) == newest), key=lambda other: other.received or 0, default=node)
+                missing = (furthest.received or 0) - (node.received or 0)
+                if missing > lag_limit_bytes:
+                    refusals.append("it has received %d bytes less than %s, the limit is %d" % (missing, furthest.name, lag_limit_bytes))
         if node.name in exclude:
             refusals.append("it is excluded")
         return Candidate(
@@ -261,3 +339,15 @@ class Cluster:
             return (not candidate.eligible, *keys[strategy], candidate.name)
 
         return sorted(judged, key=rank)
+
+
+def _slot_reasons(slots: t.Sequence[t.Mapping[str, t.Any]], limit_bytes: int) -> t.Iterator[str]:
+    lost = [slot["name"] for slot in slots if slot["wal_status"] == "lost"]
+    if lost:
+        yield "slots lost their WAL: %s" % ", ".join(lost)
+    losing = [slot["name"] for slot in slots if slot["wal_status"] == "unreserved"]
+    if losing:
+        yield "slots are about to lose their WAL: %s" % ", ".join(losing)
+    for slot in slots:
+        if not slot.get("active") and slot["wal_status"] != "lost" and (slot.get("retained_bytes") or 0) > limit_bytes:
+            yield "slot %s is not in use and holds %d MB of WAL" % (slot["name"], slot["retained_bytes"] // 1048576)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from .._cluster.model import Cluster, Node
-from .._errors import InvalidInput, OperationError
+from .._cluster.model import SLOT_LIMIT_BYTES, STATUS_NUMBERS, Cluster, Node, Verdict
+from .._errors import InvalidInput, OperationError, Unhealthy
 from .._module import LOGIN, ArgumentSpec, Operation
 from .._parallel import ask_all
 from .._plan import Plan
@@ -36,6 +36,9 @@ CLUSTER_INFO = LOGIN.merge(
             "strategy": {"type": "str", "choices": ["priority", "lsn", "synchronous"], "default": "priority"},
             "exclude": {"type": "list", "elements": "str", "default": []},
             "lag_limit_bytes": {"type": "int", "default": 16777216},
+            "lag_limit_mb": {"type": "float"},
+            "slot_limit_mb": {"type": "float", "default": 1024},
+            "fail_on": {"type": "str", "choices": ["none", "down", "warning", "lagged"], "default": "none"},
             "timeout": {"type": "float", "default": 10},
         }
     )
@@ -71,15 +74,15 @@ def observe_cluster(params: t.Mapping[str, t.Any], timeout: float, read_only: bo
         node = Node(name=entry["name"], host=entry["host"], port=entry["port"], priority=entry["priority"], address=entry["address"] or None)
         if isinstance(answer, OperationError):
             problem = "no answer within %g s" % timeout if type(answer).__name__ == "WaitTimeout" else answer.message
-            nodes.append(dataclasses.replace(node, problem=problem, problem_kind=type(answer).__name__))
+            nodes.append(dataclasses.replace(node, problem=problem, problem_kind=type(answer).__name__, refused=bool(answer.facts.get("refused"))))
         else:
             nodes.append(dataclasses.replace(node, state=answer))
     return Cluster(nodes)
 
 
-def describe(cluster: Cluster, lag_limit_bytes: int, strategy: str, exclude: t.Collection[str]) -> dict[str, t.Any]:
+def describe(cluster: Cluster, lag_limit_bytes: int, strategy: str, exclude: t.Collection[str], slot_limit_bytes: int = SLOT_LIMIT_BYTES) -> dict[str, t.Any]:
     """The cluster as a result for people and programs."""
-    verdict = cluster.status(lag_limit_bytes)
+    verdict = cluster.status(lag_limit_bytes, slot_limit_bytes)
     return {
         "status": verdict.label,
         "status_number": verdict.number,
@@ -87,15 +90,15 @@ def describe(cluster: Cluster, lag_limit_bytes: int, strategy: str, exclude: t.C
         "primary": cluster.primary.name if cluster.primary else None,
         "primaries": [node.name for node in cluster.primaries],
         "system_identifiers": sorted(cluster.system_identifiers),
-        "nodes": {node.name: _describe_node(cluster, node, lag_limit_bytes) for node in cluster.nodes},
+        "topology": cluster.topology(),
+        "nodes": {node.name: _describe_node(cluster, node, cluster.verdict(node, lag_limit_bytes, slot_limit_bytes)) for node in cluster.nodes},
         "candidates": [
             {**dataclasses.asdict(candidate), "eligible": candidate.eligible} for candidate in cluster.candidates(strategy, lag_limit_bytes, exclude)
         ],
     }
 
 
-def _describe_node(cluster: Cluster, node: Node, lag_limit_bytes: int) -> dict[str, t.Any]:
-    verdict = cluster.verdict(node, lag_limit_bytes)
+def _describe_node(cluster: Cluster, node: Node, verdict: Verdict) -> dict[str, t.Any]:
     described: dict[str, t.Any] = {
         "host": node.host,
         "port": node.port,
@@ -113,6 +116,7 @@ def _describe_node(cluster: Cluster, node: Node, lag_limit_bytes: int) -> dict[s
     address = node.upstream_address
     lag = cluster.lag_bytes(node)
     sender = cluster.sender_of(node)
+    wanted = cluster.synchronous(node)
     # The connection string may hold a password and stays here.
     shown = {key: value for key, value in node.state.items() if key not in ("in_recovery", "primary_conninfo", "seconds_since_replay")}
     described.update(shown)
@@ -124,7 +128,8 @@ def _describe_node(cluster: Cluster, node: Node, lag_limit_bytes: int) -> dict[s
             "received_lsn": int_to_lsn(node.received) if node.role == "standby" and node.received is not None else None,
             "lag_bytes": lag,
             "lag_mb": round(lag / 1048576, 3) if lag is not None else None,
-            "lag_seconds": node.state["seconds_since_replay"],
+            "lag_seconds": cluster.lag_seconds(node),
+            "synchronous": {**dataclasses.asdict(wanted), "satisfied": wanted.satisfied} if wanted else None,
             "sync_state": sender["sync_state"] if sender and node.role == "standby" else None,
         }
     )
@@ -132,17 +137,32 @@ def _describe_node(cluster: Cluster, node: Node, lag_limit_bytes: int) -> dict[s
 
 
 class ClusterInfo(Operation):
-    """Read the state of a cluster. Changes nothing."""
+    """Read the state of a cluster, and fail if that was asked for. Changes nothing."""
 
     def observe(self) -> Cluster:
         check_nodes(self.params["nodes"])
         unknown = sorted(set(self.params["exclude"]) - {node["name"] for node in self.params["nodes"]})
         if unknown:
             raise InvalidInput("the option exclude names nodes that are not in the option nodes: %s" % ", ".join(unknown))
+        for option in ("lag_limit_bytes", "lag_limit_mb", "slot_limit_mb", "timeout"):
+            value = self.params[option]
+            if value is not None and (value < 0 or (option == "timeout" and not value)):
+                raise InvalidInput("%s is %g" % (option, value), expected="a positive number")
         return observe_cluster(self.params, self.params["timeout"], read_only=True)
 
     def plan(self, seen: Cluster) -> Plan:
         return Plan()
 
     def report(self, seen: Cluster) -> dict[str, t.Any]:
-        return describe(seen, self.params["lag_limit_bytes"], self.params["strategy"], self.params["exclude"])
+        in_mb = self.params["lag_limit_mb"]
+        lag_limit_bytes = self.params["lag_limit_bytes"] if in_mb is None else int(in_mb * 1048576)
+        result = describe(seen, lag_limit_bytes, self.params["strategy"], self.params["exclude"], int(self.params["slot_limit_mb"] * 1048576))
+        threshold = self.params["fail_on"]
+        # A standby that lags leaves the cluster healthy.
+        lagged = any(node["status"] == "lagged" for node in result["nodes"].values())
+        worst = max(result["status_number"], STATUS_NUMBERS["lagged"] if lagged else 0)
+        if threshold != "none" and worst >= STATUS_NUMBERS[threshold]:
+            raise Unhealthy(
+                "the cluster is %s: %s" % ("lagged" if worst == STATUS_NUMBERS["lagged"] else result["status"], "; ".join(result["reasons"])), **result
+            )
+        return result

@@ -42,6 +42,8 @@ _DATABASE_MISSING = re.compile(r'database ".*" does not exist|no such database',
 _REJECTING = re.compile(
     r"starting up|shutting down|system is not (yet )?accepting|recovery mode|too many (clients|connections)|remaining connection slots", re.I
 )
+# The host itself answers that no process listens there.
+_NOBODY_LISTENS = re.compile(r"Connection refused|No such file or directory", re.I)
 
 
 class DatabaseMissing(OperationError):
@@ -301,7 +303,11 @@ def _failure(error: t.Any, target: Target) -> OperationError:
             '%s does not let user "%s" in: %s' % (target, target.user, text),
             action="Check the login options (user, password or passfile) and the server's pg_hba.conf or the pooler's auth file",
         )
-    return NotReachable("%s does not answer: %s" % (target, text), action="Check that it runs, that host and port are right and that nothing filters between")
+    return NotReachable(
+        "%s does not answer: %s" % (target, text),
+        action="Check that it runs, that host and port are right and that nothing filters between",
+        refused=bool(_NOBODY_LISTENS.search(text)),
+    )
 
 
 # Lines that libpq adds behind the server's own words.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import typing as t
 
+from .._errors import QueryFailed
 from .._wait import Deadline
 from .connection import Session
 
@@ -40,26 +41,37 @@ SELECT json_build_object(
   'replayed_lsn', CASE WHEN recovering THEN pg_last_wal_replay_lsn() END,
   'replay_paused', CASE WHEN recovering THEN pg_is_wal_replay_paused() ELSE false END,
   'apply_delay_seconds', (SELECT setting::float8 / 1000 FROM pg_settings WHERE name = 'recovery_min_apply_delay'),
-  'seconds_since_replay', CASE WHEN recovering THEN
-      CASE WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN 0
-           ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) END END,
   'may_list_wal', has_function_privilege('pg_ls_waldir()', 'EXECUTE'),
+  -- A transaction's time says how old the data is only while there is something to replay, or nobody who would send it. A standby
+  -- that waits for more has replayed what it can (an idle primary may leave half a record at the end of a page), and what is replayed
+  -- a moment later is no lag either, however long ago the transaction before it was.
+  'seconds_since_replay', CASE WHEN recovering THEN (
+      SELECT CASE WHEN streaming AND (waiting OR replayed >= head) THEN 0
+                  WHEN streaming AND (SELECT pg_last_wal_replay_lsn() FROM pg_sleep(0.1)) >= head THEN 0
+                  ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) END
+      FROM (SELECT pg_last_wal_replay_lsn() AS replayed,
+                   greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn(),
+                            (SELECT latest_end_lsn FROM pg_stat_wal_receiver WHERE status = 'streaming')) AS head,
+                   EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming') AS streaming,
+                   EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'startup' AND wait_event = 'RecoveryWalStream') AS waiting) AS w) END,
   'receiver', (SELECT json_build_object('status', status, 'host', sender_host, 'port', sender_port, 'slot', slot_name)
                FROM pg_stat_wal_receiver WHERE pid IS NOT NULL),
   'primary_conninfo', (SELECT setting FROM pg_settings WHERE name = 'primary_conninfo'),
   'primary_slot_name', current_setting('primary_slot_name'),
   'senders', coalesce((SELECT json_agg(json_build_object('pid', pid, 'application_name', application_name,
-      'client', client_addr, 'state', state, 'sync_state', sync_state, 'sent_lsn', sent_lsn, 'replay_lsn', replay_lsn)
+      'client', client_addr, 'state', state, 'sync_state', sync_state, 'sent_lsn', sent_lsn, 'replay_lsn', replay_lsn,
+      'replay_lag_seconds', extract(epoch FROM replay_lag))
       ORDER BY application_name, pid) FROM pg_stat_replication), '[]'),
   'base_backups', coalesce((SELECT json_agg(json_build_object('pid', b.pid, 'client', r.client_addr, 'application_name', r.application_name,
       'phase', b.phase, 'streamed_bytes', b.backup_streamed, 'total_bytes', b.backup_total) ORDER BY b.pid)
       FROM pg_stat_progress_basebackup AS b LEFT JOIN pg_stat_replication AS r ON r.pid = b.pid), '[]'),
   'slots', coalesce((SELECT json_agg(json_build_object('name', slot_name, 'type', slot_type, 'database', database,
-      'active', active, 'temporary', temporary, 'wal_status', wal_status, 'restart_lsn', restart_lsn,
+      'active', active, 'temporary', temporary, 'wal_status', wal_status, 'restart_lsn', restart_lsn, 'safe_bytes', safe_wal_size,
       'retained_bytes', CASE WHEN restart_lsn IS NULL THEN NULL WHEN recovering THEN pg_wal_lsn_diff(pg_last_wal_replay_lsn(), restart_lsn)
                              ELSE pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn) END)
       ORDER BY slot_name) FROM pg_replication_slots), '[]'),
   'synchronous_standby_names', current_setting('synchronous_standby_names'),
+  'synchronous_commit', current_setting('synchronous_commit'),
   'pending_restart', coalesce((SELECT json_agg(name ORDER BY name) FROM pg_settings WHERE pending_restart), '[]'),
   'archiver', (SELECT json_build_object('mode', current_setting('archive_mode'), 'archived', archived_count, 'failed', failed_count,
       'last_archived_wal', last_archived_wal, 'last_archived_at', last_archived_time,
@@ -80,13 +92,28 @@ WHERE name ~ '^[0-9A-F]{24}$'
 """
 
 
+# What the files say of the settings that wait for a restart; a setting that was taken out of them gets its default back. Only for superusers
+# and who was granted to read the files. Settings of extensions may hold a secret.
+_PENDING = """
+SELECT json_object_agg(name, json_build_object('now', setting, 'then', coalesce(
+    (SELECT f.setting FROM pg_file_settings f WHERE lower(f.name) = lower(s.name) ORDER BY f.seqno DESC LIMIT 1), boot_val)))::text
+FROM pg_settings s WHERE pending_restart AND name NOT LIKE '%.%'
+"""
+
+
 def fetch_node_state(session: Session, deadline: Deadline) -> dict[str, t.Any]:
     """The node's own view: role, LSNs (text), timeline, receiver, senders, slots and what waits for a restart.
 
+    ``pending_values`` has both values of each setting that waits, and is None without the right to read the server's files.
     ``primary_conninfo`` may hold a password and must not leave the process. Works on PostgreSQL 13 and later.
     """
-    text = session.ask_value(_STATE, deadline)
-    state = json.loads(t.cast(str, text))
+    state = json.loads(t.cast(str, session.ask_value(_STATE, deadline)))
     if state.pop("may_list_wal") and state["in_recovery"] and not state["receiver"]:
         state["timeline"] = max(state["timeline"], int(session.ask_value(_TIMELINE_OF_WAL, deadline) or 0))
+    state["pending_values"] = {}
+    if state["pending_restart"]:
+        try:
+            state["pending_values"] = json.loads(session.ask_value(_PENDING, deadline) or "{}")
+        except QueryFailed:
+            state["pending_values"] = None
     return state
