@@ -9,8 +9,9 @@ import random
 import psycopg
 import pytest
 from ansible_collections.pgfleet.ops.plugins.module_utils._errors import InvalidInput
-from ansible_collections.pgfleet.ops.plugins.module_utils._powa.settings import Parameter, parse_settings, read_settings
+from ansible_collections.pgfleet.ops.plugins.module_utils._powa.settings import parse_settings
 from ansible_collections.pgfleet.ops.plugins.module_utils._sql.connection import Session
+from ansible_collections.pgfleet.ops.plugins.module_utils._sql.settings import Parameter, read_settings
 from lab import PRELOAD, call_module, four_steps
 
 OWN = "postgresql.auto.conf"

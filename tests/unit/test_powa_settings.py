@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.pgfleet.ops.plugins.module_utils._errors import InvalidInput, Refused
-from ansible_collections.pgfleet.ops.plugins.module_utils._powa.settings import Line, Parameter, Settings, parse_settings
+from ansible_collections.pgfleet.ops.plugins.module_utils._powa.settings import parse_settings
+from ansible_collections.pgfleet.ops.plugins.module_utils._sql.settings import Line, Parameter, Settings
 
 
 def parameter(name="pg_stat_statements.max", **more):

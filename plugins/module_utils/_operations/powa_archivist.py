@@ -14,13 +14,14 @@ import re
 import time
 import typing as t
 
-from .._errors import InvalidInput, NotConfirmed, Refused
+from .._errors import InvalidInput, Refused
 from .._module import Context, Operation
 from .._plan import Plan
-from .._powa import settings as parameters
 from .._powa.preload import FAILS_UNLOADED, Preload, debian_package, judge_preload
 from .._powa.removal import Footprint, read_footprint
 from .._powa.repository import Installed, Repository, Right, read_installed, repository_class, version_tuple
+from .._powa.settings import parse_settings
+from .._sql import settings as parameters
 from .._sql.connection import DatabaseMissing, Session, Target, connect, sql
 from .._wait import Deadline
 
@@ -28,8 +29,6 @@ POWA = "powa"
 # CREATE EXTENSION powa brings these.
 _BROUGHT = ("pg_stat_statements", "btree_gist")
 _NAME = re.compile(r"[a-z_][a-z0-9_]*\Z")
-# A server that was told to reload its files does so within this time, in seconds.
-_RELOAD_SECONDS = 10
 
 
 @dataclasses.dataclass
@@ -73,7 +72,7 @@ class PowaArchivist(Operation):
         self.update = bool(params["update"])
         self.version: str | None = params.get("version")
         self.absent = params["state"] == "absent"
-        self.settings = parameters.parse_settings(params.get("settings"))
+        self.settings = parse_settings(params.get("settings"))
         self._sessions: dict[str, Session] = {}
         self._lost: Footprint | None = None
         self._check_names()
@@ -446,19 +445,7 @@ class PowaArchivist(Operation):
         parameters.write(self.session(), change)
 
     def _reload(self) -> None:
-        session = self.session()
-        session.execute("SELECT pg_reload_conf()")
-        deadline = Deadline(_RELOAD_SECONDS)
-        while True:
-            left = parameters.read_settings(session, self.settings).awaiting_reload()
-            if not left:
-                return
-            if deadline.passed:
-                raise NotConfirmed(
-                    "%s was told to reload its configuration and goes on with other values of %s" % (self.target, ", ".join(left)),
-                    action="Look into the server's log and pg_file_settings",
-                )
-            time.sleep(0.05)
+        parameters.reload_settings(self.session(), self.settings)
 
     # Result
 
