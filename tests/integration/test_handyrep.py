@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -68,10 +69,35 @@ GROUP_VARS = {
     "pgbouncer_admin_user": "pooler_admin", "pgbouncer_admin_password": SUPERUSER_PASSWORD,
 }  # fmt: skip
 
+# Stand-ins for other hosts: what would go there runs here, and each call is written down.
+SSH = """#!/bin/sh
+printf '%s\\n' "$(printf '%s ' "$@" | tr '\\n' ' ')" >> {log}
+while :; do
+  case "$1" in
+    -[oipl]) shift 2 ;;
+    -*) shift ;;
+    *) shift; break ;;
+  esac
+done
+cd / && exec sh -c "$*"
+"""
+SUDO = """#!/bin/sh
+user=root
+while :; do
+  case "$1" in
+    -u) user=$2; shift 2 ;;
+    -*) shift ;;
+    *) break ;;
+  esac
+done
+exec setpriv --reuid "$user" --regid "$user" --clear-groups -- "$@"
+"""
+
 
 class Migrated:
     def __init__(self, lab):
         pytest.importorskip("configobj", reason="requirements.txt names the library configobj, and it is not installed here")
+        self.environment = {}
         self.site = Site(lab, poolers=1)
         (pooler,) = self.site.poolers
         # HandyRep kept the databases in pgbouncer.ini itself.
@@ -91,11 +117,23 @@ class Migrated:
         self.inventory = self.base / "shop.handyrep.yml"
         self.inventory.write_text("plugin: pgfleet.ops.handyrep\nhandyrep_conf: handyrep.conf\n")
 
+    def hosts_by_ssh(self, monkeypatch):
+        """From now on Ansible and the guardians reach the hosts as HandyRep did. Returns the file with the calls of ssh."""
+        programs, log = self.base / "programs", self.base / "ssh.log"
+        programs.mkdir()
+        log.write_text("")
+        for name, text in (("ssh", SSH.format(log=log)), ("sudo", SUDO)):
+            (programs / name).write_text(text)
+            (programs / name).chmod(0o755)
+        monkeypatch.setenv("PATH", "%s:%s" % (programs, os.environ["PATH"]))
+        self.environment = {"ANSIBLE_BECOME_METHOD": "sudo"}
+        return log
+
     def ansible(self, program, *arguments, fails=False):
         argv = [pathlib.Path(sys.executable).parent / program, "-i", self.inventory, *arguments]
         done = subprocess.run(
             [str(word) for word in argv], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False, cwd=REPOSITORY,
-            env=ansible_environment(),
+            env=ansible_environment(**self.environment),
         )  # fmt: skip
         output = done.stdout + done.stderr
         assert bool(done.returncode) is fails, output
@@ -177,3 +215,20 @@ def test_a_switchover_costs_no_error_and_the_file_need_not_know(migrated):
     assert listed["_meta"]["hostvars"]["db1"]["handyrep_role"] == "master"
     ini = site.poolers[0].ini.read_text()
     assert "app = host=127.0.0.1 port=%d" % site.node(new).port in ini and ini.count("[pgbouncer]") == 1
+
+
+def test_hosts_are_reached_as_handyrep_reached_them(own_lab, monkeypatch):
+    """By its user, with its key and by sudo: from Ansible, and from the guardians that hold the nodes and the pooler."""
+    migrated = Migrated(own_lab)
+    path = migrated.base / "group_vars" / "shop_1.json"
+    path.write_text(json.dumps({key: value for key, value in GROUP_VARS.items() if key != "ansible_connection"}))
+    log = migrated.hosts_by_ssh(monkeypatch)
+    (migrated.base / "group_vars" / "shop_1_poolers.json").write_text('{"ansible_port": 2222}')
+    migrated.play("switch_over", "-e", "cluster=shop_1", "-e", "candidate=db3")
+    assert migrated.site.primary.name == "db3"
+    calls = log.read_text().splitlines()
+    assert calls and [call[:300] for call in calls if "/home/handyrep/.ssh/id_rsa" not in call] == []
+    guardians = [call for call in calls if "ControlPersist" not in call and "sudo -n -u postgres" in call]
+    nodes = [call for call in guardians if "-i /home/handyrep/.ssh/id_rsa handyrep@127.0.0.1 sudo" in call]
+    poolers = [call for call in guardians if "-i /home/handyrep/.ssh/id_rsa -p 2222 handyrep@127.0.0.1 sudo" in call]
+    assert nodes and poolers and len(nodes) + len(poolers) == len(guardians)
