@@ -29,9 +29,24 @@ options:
       - Who starts and stops the server.
       - V(auto) takes V(systemd) where systemd runs and has O(unit), V(pg_ctlcluster) when O(config_file) is below V(/etc/postgresql), else V(pg_ctl).
       - V(pg_ctl) needs a task that runs as the owner of the data directory (C(become_user)), V(systemd) usually one that runs as root.
+      - V(command) runs O(start_command) and O(stop_command), for daemontools, runit and other supervisors. That the server is up or down then is proved
+        as with the other methods.
     type: str
-    choices: [auto, systemd, pg_ctlcluster, pg_ctl]
+    choices: [auto, systemd, pg_ctlcluster, pg_ctl, command]
     default: auto
+  start_command:
+    description:
+      - For O(method=command), the program and its arguments that start the server, for example V([svc, -u, /service/postgres]). No shell is involved.
+      - It may end before the server is up.
+    type: list
+    elements: str
+  stop_command:
+    description:
+      - For O(method=command), the program and its arguments that stop the server and keep it stopped, for example V([svc, -d, /service/postgres]).
+      - It may end before the server is down. What it sends is mostly SIGTERM, which is mode smart; unless smart is wanted, the server gets the signal
+        of the wanted mode as well.
+    type: list
+    elements: str
   unit:
     description:
       - The systemd unit.

@@ -13,7 +13,7 @@ description:
     after a stop every process is gone and the control file says that the server was shut down.
   - When a start fails, the failure carries the lines that the server logged since.
   - Refuses to start when the port or the socket is taken by another program, and names that program.
-  - This is HandyRep's C(startup), C(shutdown) and C(restart) with the plugins C(restart_pg_ctl) and C(restart_service).
+  - This is HandyRep's C(startup), C(shutdown) and C(restart) with the plugins C(restart_pg_ctl), C(restart_service) and C(restart_daemontools).
 options:
   state:
     description:
@@ -36,10 +36,44 @@ options:
     default: false
   allow_primary_stop:
     description:
-      - Stop or restart a primary also when it has synchronous standbys.
-      - Without this the module refuses, if a login option lets it ask.
+      - Stop or restart a primary also when it has synchronous standbys, or clients by one of O(poolers).
+      - Without this the module refuses, as far as the login options and O(poolers) let it ask.
     type: bool
     default: false
+  poolers:
+    description:
+      - Every PgBouncer that may have entries which lead to this instance. When it is a primary, and an entry that leads to it is neither paused nor disabled,
+        or a pooler does not tell, it is not stopped or restarted without O(allow_primary_stop).
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: The pooler's name in messages.
+        type: str
+        required: true
+      host:
+        description: Name or address of the pooler, or its socket directory.
+        type: str
+        required: true
+      port:
+        description: Port of the pooler.
+        type: int
+        default: 6432
+      user:
+        description: A role in the pooler's C(admin_users) or C(stats_users), instead of O(login_user).
+        type: str
+      password:
+        description: Its password, instead of O(login_password).
+        type: str
+  addresses:
+    description:
+      - The addresses by which entries of O(poolers) reach this host, as the entries spell them.
+      - Without this option an entry leads to this instance when its port is the instance's and its host is, as this host resolves it, an address of this
+        host. Name them where a virtual address or a translation lies between.
+    type: list
+    elements: str
+    default: []
 extends_documentation_fragment:
   - pgfleet.ops.attributes
   - pgfleet.ops.attributes.changes
@@ -76,6 +110,23 @@ EXAMPLES = r"""
     login_user: postgres
     connect_params:
       passfile: /root/.pgpass
+  become: true
+
+- name: Restart a primary only while its poolers hold their clients
+  pgfleet.ops.pg_instance:
+    data_directory: /var/lib/postgresql/17/main
+    state: restarted
+    poolers:
+      - {name: pool1, host: pool1.example.com, user: pgbouncer_admin, password: "{{ pgbouncer_admin_password }}"}
+  become: true
+
+- name: Restart an instance below daemontools
+  pgfleet.ops.pg_instance:
+    data_directory: /srv/pg/db1/data
+    method: command
+    start_command: [svc, -u, /service/postgres]
+    stop_command: [svc, -d, /service/postgres]
+    state: restarted
   become: true
 
 - name: Stop an instance that pg_ctl has started

@@ -13,7 +13,7 @@ import subprocess
 
 import pytest
 from ansible_collections.pgfleet.ops.plugins.module_utils._host import controldata
-from lab import BIN, call_module, four_steps, free_port, run, wait_until
+from lab import BIN, HOST, SUPERUSER_PASSWORD, call_module, four_steps, free_port, run, wait_until
 
 
 def options(instance, **more):
@@ -241,6 +241,110 @@ def test_primary_with_synchronous_standby_is_not_stopped(own_lab):
         assert primary.pid == before
     result = four_steps("pg_instance", options(primary, state="stopped", allow_primary_stop=True, **primary.login))
     assert result["state"] == "stopped"
+
+
+def test_primary_behind_poolers_is_not_stopped(own_lab):
+    """Refused while clients may come, allowed while the entry is paused or disabled, and no question for a standby or a stopped server."""
+    primary = own_lab.postgres("behind").init().start()
+    pooler = own_lab.pgbouncer("pooler", {"app": "host=localhost port=%d dbname=postgres" % primary.port, "other": "host=127.0.0.1 port=1"}).start()
+    entry = {"name": "pool1", "host": "127.0.0.1", "port": pooler.port, "user": "pooler_admin", "password": SUPERUSER_PASSWORD}
+
+    def tried(check=True, state="restarted", **more):
+        return call_module("pg_instance", options(primary, state=state, **{"poolers": [entry], **more}), check=check)
+
+    before = primary.pid
+    for state in ("stopped", "restarted"):
+        for check in (True, False):
+            result = tried(check, state)
+            assert result["failed"] and result["error"] == "Refused" and "(pool1: app)" not in result["msg"], result
+            assert "pooler pool1: app)" in result["msg"] and "allow_primary_stop" in result["msg"] and primary.pid == before
+    assert not tried(state="started")["failed"] and not tried(state="reloaded")["failed"]
+    assert not tried(allow_primary_stop=True)["failed"] and not tried(addresses=["10.99.99.99"])["failed"]
+    assert "app" in tried(addresses=["localhost"])["msg"]
+    assert "does not tell" in tried(poolers=[{**entry, "port": free_port()}])["msg"]
+    assert "does not tell" in tried(poolers=[{**entry, "password": "wrong"}])["msg"]
+    for hold, release in (("PAUSE app", "RESUME app"), ("PAUSE", "RESUME"), ("DISABLE app", "ENABLE app")):
+        with pooler.console() as console:
+            console.execute(hold)
+            assert not tried()["failed"], hold
+            console.execute(release)
+        assert tried()["failed"]
+    with pooler.console() as console:
+        console.execute("PAUSE app")
+        result = call_module("pg_instance", options(primary, state="restarted", poolers=[entry]))
+        assert not result["failed"] and result["pid"] == primary.pid != before, result
+        console.execute("RESUME app")
+    # A standby has no primary's clients.
+    standby = own_lab.postgres("standby").clone(primary)
+    result = call_module("pg_instance", options(standby, state="stopped", poolers=[{**entry, "port": free_port()}]))
+    assert not result["failed"] and standby.pid is None
+    assert not call_module("pg_instance", options(standby, state="stopped", poolers=[{**entry, "port": free_port()}]))["changed"]
+
+
+SUPERVISOR = """\
+import os, subprocess, sys, time
+home, argv = sys.argv[1], sys.argv[2:]
+while True:
+    if not os.path.exists(home + "/down"):
+        subprocess.run(argv, stdout=open(home + "/log", "a"), stderr=subprocess.STDOUT)
+    time.sleep(0.1)
+"""
+
+
+@pytest.fixture
+def supervised(own_lab):
+    """A server below a supervisor that starts it again whenever it ends, as daemontools and runit do, and the commands that tell it to."""
+    server = own_lab.postgres("supervised").init()
+    down = server.base / "down"
+    server.write(down, "")
+    server.write(server.base / "up.sh", "rm -f %s\n" % down)
+    server.write(server.base / "down.sh", "touch %s; kill -TERM $(head -n 1 %s/postmaster.pid)\n" % (down, server.data))
+    argv = ["/usr/bin/python3", "-c", SUPERVISOR, server.base, BIN / "postgres", "-D", server.data, "-c", "config_file=%s" % server.config_file]
+    daemon = subprocess.Popen(HOST.argv(argv, "postgres"), stdin=subprocess.DEVNULL, cwd="/")
+    commands = {"start_command": ["sh", server.base / "up.sh"], "stop_command": ["sh", server.base / "down.sh"]}
+    yield server, options(server, **{**commands, "method": "command", "log_file": server.base / "log"})
+    daemon.kill()
+    daemon.wait()
+
+
+def test_commands_of_a_supervisor(supervised):
+    """Its commands end at once; that the server is up or down is proved all the same."""
+    server, wanted = supervised
+    result = four_steps("pg_instance", {**wanted, **server.login})
+    assert result["method"] == "command" and result["pid"] == server.pid and result["version"] == server.value("SHOW server_version")
+    before = server.pid
+    with server.connect():
+        # What the command sends would wait for this client.
+        result = call_module("pg_instance", {**wanted, "state": "restarted", **server.login})
+        assert not result["failed"] and result["pid"] == server.pid != before, result
+    with server.connect():
+        result = call_module("pg_instance", {**wanted, "state": "stopped", "mode": "smart", "timeout": 2})
+        assert result["failed"] and "mode fast" in result["msg"], result
+    wait_until(lambda: server.pid is None, 30)
+    result = call_module("pg_instance", {**wanted, "state": "stopped"})
+    assert not result["failed"] and not result["changed"] and result["control_state"] == "shut down"
+
+
+def test_commands_that_do_nothing_are_found_out(supervised):
+    server, wanted = supervised
+    result = call_module("pg_instance", {**wanted, "start_command": ["true"], "timeout": 2})
+    assert result["failed"] and result["error"] == "WaitTimeout" and "did not start" in result["msg"], result
+    result = call_module("pg_instance", {**wanted, "start_command": ["/no/such/program"]})
+    assert result["failed"] and "/no/such/program is not on this host" in result["msg"] and server.pid is None
+    text = server.config_file.read_text()
+    server.write(server.config_file, text + "shared_preload_libraries = 'no_such_library'\n")
+    result = call_module("pg_instance", {**wanted, "timeout": 3})
+    assert result["failed"] and any("no_such_library" in line for line in result["log"]), result
+    server.write(server.config_file, text)
+    wait_until(lambda: server.pid is not None, 30)
+    assert not call_module("pg_instance", wanted)["failed"]
+    # One that stops it and has it started again at once.
+    result = call_module("pg_instance", {**wanted, "state": "stopped", "timeout": 3, "stop_command": ["true"], "mode": "fast"})
+    assert result["failed"] and "started again at once by its supervisor" in result["msg"], result
+    result = call_module("pg_instance", {**wanted, "state": "restarted", "timeout": 30, "stop_command": ["true"]})
+    assert not result["failed"] and result["state"] == "running", result
+    result = call_module("pg_instance", {key: value for key, value in wanted.items() if key != "stop_command"})
+    assert result["failed"] and "stop_command" in result["msg"]
 
 
 def test_control_file_is_read_as_pg_controldata_reads_it(stopped):

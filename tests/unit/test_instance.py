@@ -67,6 +67,21 @@ def test_pg_ctl_commands():
     assert "-o" not in plain.start_command() and plain.log_file == "/srv/data/startup.log"
 
 
+def test_commands_of_ones_own():
+    one = Instance("/srv/data", method="command", commands=(["svc", "-u", "/service/pg"], ["svc", "-d", "/service/pg"]))
+    assert one.method == "command" and one.start_command() == ["svc", "-u", "/service/pg"] and one.stop_command("smart") == ["svc", "-d", "/service/pg"]
+    for commands in (None, ([], ["x"]), (["x"], [])):
+        with pytest.raises(InvalidInput, match="start_command and stop_command"):
+            Instance("/srv/data", method="command", commands=commands)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("127.0.0.1", "loopback"), ("localhost", "loopback"), ("::1", "loopback"), ("192.0.2.77", None), ("nowhere.invalid", "unknown")]
+)
+def test_whose_address_a_name_is(name, found):
+    assert listening.own_address(name) == found
+
+
 def test_debian_names():
     one = Instance("/srv/data", "/etc/postgresql/15/main/postgresql.conf", method="systemd")
     assert one.unit == "postgresql@15-main" and one.start_command() == ["systemctl", "start", "postgresql@15-main"]

@@ -8,12 +8,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import re
 import shlex
 import shutil
 import signal
+import time
 import typing as t
 
 from .._errors import CommandFailed, InvalidInput, OperationError, WaitTimeout
@@ -21,9 +23,12 @@ from .._wait import Deadline, wait_for
 from .command import run_command
 from .controldata import ControlData, ControlHead, read_controldata, read_head
 
-METHODS = ("auto", "systemd", "pg_ctlcluster", "pg_ctl")
+METHODS = ("auto", "systemd", "pg_ctlcluster", "pg_ctl", "command")
 MODES = ("smart", "fast", "immediate")
 SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+
+# daemontools starts a server again after one second.
+_SUPERVISORS_SECONDS = 1.5
 
 _DEBIAN_CONFIG = re.compile(r"^/etc/postgresql/([^/]+)/([^/]+)/postgresql\.conf$")
 _DEBIAN_DATA = re.compile(r"^/var/lib/postgresql/([^/]+)/([^/]+)$")
@@ -45,7 +50,8 @@ class Instance:
     """One instance, known by its data directory, which need not exist yet.
 
     ``timeout`` is in seconds and bounds each start and stop. ``method`` says who starts and stops: ``auto`` takes systemd
-    where it runs and has the unit, pg_ctlcluster for a configuration below /etc/postgresql, else pg_ctl.
+    where it runs and has the unit, pg_ctlcluster for a configuration below /etc/postgresql, else pg_ctl. ``command`` runs ``commands``,
+    the argument lists of start and stop, which need not wait for the server.
     """
 
     def __init__(
@@ -57,11 +63,14 @@ class Instance:
         unit: str | None = None,
         log_file: str | None = None,
         timeout: float = 60,
+        commands: t.Optional[tuple[t.Sequence[str], t.Sequence[str]]] = None,
     ) -> None:
         if not os.path.isabs(data_directory or ""):
             raise InvalidInput('data_directory is "%s"' % (data_directory or ""), expected="an absolute path")
         if method not in METHODS:
             raise InvalidInput('method is "%s"' % method, expected="one of %s" % ", ".join(METHODS))
+        if method == "command" and not (commands and all(commands)):
+            raise InvalidInput("method is command and one of its commands is missing", expected="the options start_command and stop_command")
         self.data_directory = os.path.normpath(data_directory)
         self.config_file = config_file or self._debian_config_file()
         self.timeout = timeout
@@ -69,6 +78,7 @@ class Instance:
         self._method = method
         self._unit = unit
         self._log_file = log_file
+        self._commands = commands or ((), ())
 
     @classmethod
     def from_params(cls, params: t.Mapping[str, t.Any]) -> Instance:
@@ -81,6 +91,7 @@ class Instance:
             params.get("unit"),
             params.get("log_file"),
             params.get("timeout") or 60,
+            (params.get("start_command") or (), params.get("stop_command") or ()),
         )
 
     # What it is
@@ -137,7 +148,7 @@ class Instance:
 
     @property
     def method(self) -> str:
-        """``systemd``, ``pg_ctlcluster`` or ``pg_ctl``."""
+        """``systemd``, ``pg_ctlcluster``, ``pg_ctl`` or ``command``."""
         if self._method == "auto":
             if self._systemd_has_unit():
                 self._method = "systemd"
@@ -225,7 +236,9 @@ class Instance:
     # Start, stop, restart, reload
 
     def start_command(self) -> list[str]:
-        """The argument list that starts the instance and waits for it."""
+        """The argument list that starts the instance and, except with ``command``, waits for it."""
+        if self.method == "command":
+            return list(self._commands[0])
         if self.method == "systemd":
             return ["systemctl", "start", self._required_unit()]
         if self.method == "pg_ctlcluster":
@@ -239,9 +252,11 @@ class Instance:
         return [*argv, "start"]
 
     def stop_command(self, mode: str = "fast") -> list[str]:
-        """The argument list that stops the instance. With systemd any mode but fast returns before the server is down."""
+        """The argument list that stops the instance. With systemd any mode but fast returns before the server is down, and so may ``command``."""
         if mode not in MODES:
             raise InvalidInput('mode is "%s"' % mode, expected="one of %s" % ", ".join(MODES))
+        if self.method == "command":
+            return list(self._commands[1])
         if self.method == "systemd":
             unit = self._required_unit()
             if mode == "fast":
@@ -261,10 +276,12 @@ class Instance:
         deadline = Deadline(self.timeout)
         try:
             # Processes that outlived a killed postmaster end by themselves; until then no new one can start.
-            self.wait_down(deadline)
+            if not (self.method == "command" and self.is_running()):
+                self.wait_down(deadline)
             run_command(self.start_command(), timeout=self.timeout + 15)
-            # systemd may answer before the server does, and Debian's unit hides a failed start.
-            wait_for("the start", self._start_state, lambda state: state in ("ready", "standby", "down"), deadline)
+            # systemd may answer before the server does, and Debian's unit hides a failed start. A supervisor of its own starts when it likes.
+            over = ("ready", "standby") if self.method == "command" else ("ready", "standby", "down")
+            wait_for("the start", self._start_state, lambda state: state in over, deadline)
         except (CommandFailed, WaitTimeout) as error:
             error.facts["log"] = self.log_tail(mark)
             error.message = self._with_log("the server in %s did not start: %s" % (self.data_directory, error.message), error.facts["log"])
@@ -278,8 +295,11 @@ class Instance:
             )
         return pid
 
-    def stop(self, mode: str = "fast") -> None:
-        """Stop and wait until every process is gone. Raises CommandFailed or WaitTimeout."""
+    def stop(self, mode: str = "fast", for_good: bool = True) -> None:
+        """Stop and wait until every process is gone. Raises CommandFailed or WaitTimeout.
+
+        ``for_good``, a supervisor that starts it again at once is an error.
+        """
         if not self.is_running():
             return
         self.refuse_root()
@@ -287,7 +307,11 @@ class Instance:
         deadline = Deadline(self.timeout)
         try:
             run_command(self.stop_command(mode), timeout=self.timeout + 15)
+            if self.method == "command":
+                self._hurry(SIGNALS[mode])
             self.wait_down(deadline)
+            if self.method == "command" and for_good:
+                self._watch()
         except (CommandFailed, WaitTimeout) as error:
             error.facts["log"] = self.log_tail(mark)
             error.message = self._with_log("the server in %s did not stop: %s" % (self.data_directory, error.message), error.facts["log"])
@@ -313,7 +337,7 @@ class Instance:
                     log=log,
                 )
             return pid
-        self.stop(mode)
+        self.stop(mode, for_good=False)
         return self.start()
 
     def reload(self) -> None:
@@ -332,6 +356,23 @@ class Instance:
                 action="Run the task as the user that owns the data directory (become_user)",
             ) from error
         return pid
+
+    def _watch(self) -> None:
+        """Whether a supervisor was told, and not just the server stopped beneath it."""
+        watch = Deadline(_SUPERVISORS_SECONDS)
+        while not watch.passed:
+            if self.is_running():
+                raise CommandFailed(
+                    "it stopped and was started again at once by its supervisor", action="Use a stop_command that tells the supervisor to keep it stopped"
+                )
+            time.sleep(0.05)
+
+    def _hurry(self, number: int) -> None:
+        """Supervisors stop by SIGTERM, which is mode smart and waits for clients for ever; the wanted mode can follow."""
+        pid = self.postmaster_pid()
+        if pid is not None and number != signal.SIGTERM:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def wait_down(self, deadline: Deadline, interval: float = 0.05) -> None:
         """Wait until no process of the server is left. Raises WaitTimeout."""

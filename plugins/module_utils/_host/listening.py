@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import ipaddress
 import os
@@ -137,3 +138,19 @@ def _read(path: str) -> str:
             return file.read()
     except OSError:
         return ""
+
+
+def own_address(name: str) -> str | None:
+    """Whether a name or address is this host's: ``own``, ``loopback``, ``unknown`` when it cannot be resolved here, or None."""
+    try:
+        found = {(family, address[0]) for family, _type, _protocol, _name, address in socket.getaddrinfo(name, None)}
+    except (OSError, UnicodeError):
+        return "unknown"
+    if any(ipaddress.ip_address(str(address).split("%", 1)[0]).is_loopback for _family, address in found):
+        return "loopback"
+    for family, address in found:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+            # Only a host's own addresses can be bound. Nothing is sent.
+            probe.bind((address, 0))
+            return "own"
+    return None

@@ -11,14 +11,17 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from .._errors import CommandFailed, InvalidInput, NotConfirmed, NotReachable, QueryFailed, Refused
+from .._errors import CommandFailed, InvalidInput, NotConfirmed, NotReachable, OperationError, QueryFailed, Refused
 from .._host.controldata import CLEAN
 from .._host.instance import METHODS, MODES, Instance, Postmaster
-from .._host.listening import find_conflicts
+from .._host.listening import find_conflicts, own_address
 from .._module import CONNECTION, ArgumentSpec, Operation
+from .._parallel import ask_all
+from .._pgbouncer.console import console_target
 from .._plan import Plan
 from .._sql.connection import Session, Target, connect, psycopg_problem
 from .._wait import Deadline, wait_for
+from .pgbouncer_info import describe_pooler
 
 INSTANCE = ArgumentSpec(
     {
@@ -27,9 +30,12 @@ INSTANCE = ArgumentSpec(
         "bin_directory": {"type": "path"},
         "method": {"type": "str", "choices": list(METHODS), "default": "auto"},
         "unit": {"type": "str"},
+        "start_command": {"type": "list", "elements": "str"},
+        "stop_command": {"type": "list", "elements": "str"},
         "log_file": {"type": "path"},
         "timeout": {"type": "int", "default": 60},
-    }
+    },
+    required_if=[("method", "command", ["start_command", "stop_command"])],
 )
 """One instance on this host; in step with the doc fragment ``instance``."""
 
@@ -40,9 +46,25 @@ PG_INSTANCE = CONNECTION.merge(INSTANCE).merge(
             "mode": {"type": "str", "choices": list(MODES), "default": "fast"},
             "only_if_pending_restart": {"type": "bool", "default": False},
             "allow_primary_stop": {"type": "bool", "default": False},
+            "poolers": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "host": {"type": "str", "required": True},
+                    "port": {"type": "int", "default": 6432},
+                    "user": {"type": "str"},
+                    "password": {"type": "str", "no_log": True},
+                },
+            },
+            "addresses": {"type": "list", "elements": "str", "default": []},
         }
     )
 )
+
+# Seconds for all poolers together.
+_POOLERS_SECONDS = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +93,8 @@ class InstanceState:
     """The server's own words when its configuration files cannot be read."""
     conflicts: tuple[str, ...] = ()
     """Who has taken the port or the socket that the server would listen on."""
+    dependents: tuple[str, ...] = ()
+    """Entries of poolers that lead to the running server and are neither paused nor disabled, and poolers that do not tell."""
 
     @property
     def running(self) -> bool:
@@ -118,9 +142,11 @@ class InstanceOperation(Operation):
         self.old_pid: int | None = None
         self.old_load: str | None = None
         self.login = any(params.get(name) for name in ("login_host", "login_port", "login_unix_socket", "login_user", "login_password", "connect_params"))
-        problem = psycopg_problem() if self.login else None
+        problem = psycopg_problem() if self.login or params["poolers"] else None
         if problem:
-            raise InvalidInput("login options are given and %s on this host" % problem, action="Install it (Debian and Ubuntu: package python3-psycopg)")
+            raise InvalidInput(
+                "login options or poolers are given and %s on this host" % problem, action="Install it (Debian and Ubuntu: package python3-psycopg)"
+            )
 
     # What is there
 
@@ -152,7 +178,48 @@ class InstanceOperation(Operation):
                     conflicts = port_conflicts(self.instance)
             except CommandFailed as error:
                 configuration_problem = error.message
-        return InstanceState(has_data, postmaster, self.instance.control_head().state if has_data else None, answers, problem, configuration_problem, conflicts)
+        control_state = self.instance.control_head().state if has_data else None
+        dependents: tuple[str, ...] = ()
+        is_primary = not answers.in_recovery if answers else control_state != "in archive recovery"
+        if postmaster and is_primary and state in ("stopped", "restarted") and not self.params["allow_primary_stop"]:
+            dependents = self._dependents(postmaster)
+        return InstanceState(has_data, postmaster, control_state, answers, problem, configuration_problem, conflicts, dependents)
+
+    def _dependents(self, postmaster: Postmaster) -> tuple[str, ...]:
+        deadline = Deadline(_POOLERS_SECONDS)
+        targets = [
+            console_target(self.params, host=entry["host"], port=entry["port"], user=entry["user"], password=entry["password"])
+            for entry in self.params["poolers"]
+        ]
+        found: list[str] = []
+        for entry, answer in zip(self.params["poolers"], ask_all(targets, lambda target: describe_pooler(target, ["databases"], deadline), deadline)):
+            if isinstance(answer, OperationError):
+                found.append("pooler %s does not tell: %s" % (entry["name"], answer.message))
+            elif not answer["paused"]:
+                names = [
+                    row["name"]
+                    for row in answer["databases"]
+                    if not row["paused"] and not row["disabled"] and self._leads_here(row, entry["host"], postmaster.port)
+                ]
+                if names:
+                    found.append("pooler %s: %s" % (entry["name"], ", ".join(names)))
+        return tuple(found)
+
+    def _leads_here(self, row: t.Mapping[str, t.Any], pooler_host: str, port: int | None) -> bool:
+        for host in str(row["host"] or "").split(","):
+            if row["port"] != port:
+                continue
+            if self.params["addresses"]:
+                if host in self.params["addresses"]:
+                    return True
+            elif host and not host.startswith(("/", "@")) and own_address(host) != "loopback":
+                # A name that cannot be resolved here may be ours.
+                if own_address(host) is not None:
+                    return True
+            elif pooler_host.startswith("/") or own_address(pooler_host) is not None:
+                # A socket or loopback is the pooler's own host.
+                return True
+        return False
 
     def _status(self) -> str:
         found = self.instance.postmaster()
@@ -185,7 +252,7 @@ class InstanceOperation(Operation):
             )
         if state == "stopped":
             if seen.running:
-                self._refuse_sync(seen)
+                self._refuse_primary(seen)
                 plan.add("stop the server in %s" % directory, self._stop, subject=directory, before=self._shown(seen), after={"state": "stopped"})
         elif not seen.running:
             if state == "reloaded":
@@ -202,7 +269,7 @@ class InstanceOperation(Operation):
                     raise NotReachable("whether settings wait for a restart is unknown: %s" % seen.problem)
                 if not seen.answers.pending_restart:
                     return plan
-            self._refuse_sync(seen)
+            self._refuse_primary(seen)
             self._refuse_start(seen)
             plan.add(
                 "restart the server in %s" % directory,
@@ -232,7 +299,14 @@ class InstanceOperation(Operation):
                 action="Correct the configuration files first",
             )
 
-    def _refuse_sync(self, seen: InstanceState) -> None:
+    def _refuse_primary(self, seen: InstanceState) -> None:
+        if seen.dependents:
+            raise Refused(
+                "the server in %s is a primary that clients reach through poolers (%s)" % (self.instance.data_directory, "; ".join(seen.dependents)),
+                expected="each entry that leads to it paused or disabled",
+                action="Switch over first (pgfleet.ops.pg_switchover), pause the poolers (pgfleet.ops.pgbouncer_pool), or set allow_primary_stop",
+                poolers=list(seen.dependents),
+            )
         found = seen.answers
         if found and not found.in_recovery and found.synchronous_standbys and not self.params["allow_primary_stop"]:
             raise Refused(
