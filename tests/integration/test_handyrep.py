@@ -46,7 +46,7 @@ CONF = """
         owner = postgres
         config_location = {ini}
         database_list = app
-        readonly_suffix = _ro
+        readonly_suffix = _read
 """
 NODE = """
     [[{node.name}]]
@@ -102,7 +102,7 @@ class Migrated:
         (pooler,) = self.site.poolers
         # HandyRep kept the databases in pgbouncer.ini itself.
         lines = pooler.ini.read_text().splitlines(True)
-        pooler.ini.write_text(pooler.databases_file.read_text() + "".join(line for line in lines if not line.startswith("%include")))
+        pooler.ini.write_text(pooler.databases_file.read_text().replace("app_ro", "app_read") + "".join(line for line in lines if not line.startswith("%include")))
         pooler.databases_file.unlink()
         pooler.databases_file = pooler.ini
         with pooler.console() as console:
@@ -214,6 +214,9 @@ def test_a_switchover_costs_no_error_and_the_file_need_not_know(migrated):
     listed = migrated.listed()
     assert listed["_meta"]["hostvars"]["db1"]["handyrep_role"] == "master"
     ini = site.poolers[0].ini.read_text()
+    # Readers stay with a standby, by the suffix that the file has for them.
+    reading = re.search(r"^app_read = host=127\.0\.0\.1 port=(\d+)", ini, re.M)
+    assert int(reading.group(1)) in {node.port for node in site.nodes if node.in_recovery}
     assert "app = host=127.0.0.1 port=%d" % site.node(new).port in ini and ini.count("[pgbouncer]") == 1
 
 
