@@ -101,8 +101,8 @@ class Migrated:
         self.site = Site(lab, poolers=1)
         (pooler,) = self.site.poolers
         # HandyRep kept the databases in pgbouncer.ini itself.
-        lines = pooler.ini.read_text().splitlines(True)
-        pooler.ini.write_text(pooler.databases_file.read_text().replace("app_ro", "app_read") + "".join(line for line in lines if not line.startswith("%include")))
+        databases = pooler.databases_file.read_text().replace("app_ro", "app_read")
+        pooler.ini.write_text(databases + "".join(line for line in pooler.ini.read_text().splitlines(True) if not line.startswith("%include")))
         pooler.databases_file.unlink()
         pooler.databases_file = pooler.ini
         with pooler.console() as console:
@@ -181,6 +181,19 @@ def test_the_cluster_is_shown_as_it_is(migrated):
     assert "cluster shop_1: healthy" in output and "needs a look" not in output
     assert re.search(r"%s +127\.0\.0\.1:%d +primary" % (primary, migrated.site.node(primary).port), output)
     assert migrated.site.primary.name == primary
+
+
+def test_a_template_in_the_file_stays_text(migrated):
+    """Whoever may write HandyRep's files must not run commands on the controller."""
+    conf, there = migrated.base / "handyrep.conf", migrated.base / "there"
+    before = conf.read_text()
+    template = "{{ lookup('ansible.builtin.pipe', 'touch %s') }}" % there
+    conf.write_text(before.replace("database_list = app", 'database_list = app\n        extra_connect_param = "%s"' % template))
+    try:
+        output = migrated.ansible("ansible", "pooler1", "-m", "ansible.builtin.debug", "-a", "msg=found:{{ pgbouncer_extra_connect_param }}")
+    finally:
+        conf.write_text(before)
+    assert "found:{{ lookup(" in output and not there.exists()
 
 
 def test_a_wrong_name_is_answered_with_the_groups_that_are_there(migrated):

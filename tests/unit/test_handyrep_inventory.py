@@ -13,7 +13,6 @@ from ansible.errors import AnsibleError
 from ansible.inventory.manager import InventoryManager
 from ansible.parsing.dataloader import DataLoader
 from ansible.parsing.vault import VaultLib, VaultSecret
-from ansible.template import Templar
 from ansible.utils.display import Display
 from ansible_collections.pgfleet.ops.plugins.inventory import handyrep
 from ansible_collections.pgfleet.ops.plugins.plugin_utils.handyrep_names import PLUGINS, instead_of
@@ -295,13 +294,6 @@ def test_no_password_is_in_an_error_about_the_files_form(files, line):
         assert "topsecret" not in str(error)
         error = error.__cause__
     assert caught.value.__suppress_context__
-
-
-def test_a_template_in_the_file_stays_text(files, warnings):
-    manager = files.parse(files.write(CONF.replace("hostname = 10.1.0.11", "hostname = \"{{ lookup('pipe', 'touch %s/there') }}\"" % files.path)))
-    value = files.variables(manager, "john")["ansible_host"]
-    assert Templar(loader=DataLoader()).template(value) == value and value.startswith("{{ lookup(")
-    assert not (files.path / "there").exists()
 
 
 def test_an_encrypted_file_is_read(files, warnings):
