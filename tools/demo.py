@@ -7,6 +7,7 @@ Needs root, Debian 12 or 13, and the collection installed below ANSIBLE_COLLECTI
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pathlib
@@ -20,6 +21,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 INVENTORY = ROOT / "playbooks" / "inventory" / "demo.yml"
 SITE = pathlib.Path("/var/lib/pgfleet-demo")
+LOCKS = pathlib.Path("/run/pgfleet-demo")
 LOG = ROOT / ".build" / "demo.log"
 OUTAGE_LIMIT_MS = 500
 NODES = ("db1", "db2", "db3")
@@ -42,6 +44,17 @@ class Failed(Exception):
     pass
 
 
+def be_the_only_one():
+    """Nobody else runs the demo as long as this process or a playbook of it lives, so locks that are there are of one that was killed."""
+    handle = os.open(SITE, os.O_RDONLY | os.O_DIRECTORY)
+    os.set_inheritable(handle, True)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Failed("another demo works in %s, or what is left of one that was killed: wait for its end" % SITE) from None
+    shutil.rmtree(LOCKS, ignore_errors=True)
+
+
 def play(title, playbook, *arguments):
     """Run a playbook, print a line for each play with its time, and return the number of changed tasks."""
     say("== %s" % title)
@@ -54,8 +67,9 @@ def play(title, playbook, *arguments):
             say("   %-44s %5.1f s" % (current, time.monotonic() - at))
 
     with open(LOG, "a", encoding="utf-8") as log, subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment(), cwd="/"
-    ) as process:
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment(), cwd="/",
+        close_fds=False,
+    ) as process:  # fmt: skip
         for line in process.stdout:
             log.write(line)
             log.flush()
@@ -103,6 +117,7 @@ def up():
     LOG.parent.mkdir(exist_ok=True)
     LOG.write_text("")
     SITE.mkdir(mode=0o755, exist_ok=True)
+    be_the_only_one()
     say("PostgreSQL primary and two standbys, two PgBouncers, PoWA with collector and web pages, all on 127.0.0.1 below %s." % SITE)
     play("deploy, then move the primary while clients write", "pgfleet.ops.demo")
     second, lines = play("the same deployment again: nothing may change", "pgfleet.ops.deploy_site")
@@ -187,6 +202,7 @@ def down():
         raise Failed("these processes of the demo do not end: %s" % left)
     if SITE.exists():
         shutil.rmtree(SITE)
+    shutil.rmtree(LOCKS, ignore_errors=True)
     say("demo: removed %s and all processes that ran there" % SITE)
 
 
