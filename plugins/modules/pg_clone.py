@@ -11,13 +11,17 @@ version_added: "0.1.0"
 description:
   - Copies a running server with C(pg_basebackup) into a new directory beside O(data_directory), proves the copy with C(pg_verifybackup),
     swaps it in by rename, starts it and waits until it streams. Only then the old directory is removed.
+  - A directory that is down and whose WAL is all in the source's history, such as that of the old primary after a switchover, is not copied.
+    It gets the settings of a standby and is started as it is.
+  - One that has WAL of its own, such as that of a primary that was lost, needs O(reclone), and is then rewound with C(pg_rewind) where that is possible.
   - When anything fails, everything is put back as it was. The old directory is in its place again, a standby that ran runs again,
     and a slot that this run made is removed. What a killed run leaves behind is recognised and cleared by the next run.
   - Nothing is done when O(data_directory) already is a streaming standby of the source, nor when it streams from another server of the same cluster.
-    In that case a warning says so.
+    In that case a warning says so. That it was made by this module plays no part.
   - This is HandyRep's C(clone) and C(reclone), without its ways to lose data.
   - It refuses the source's own directory (whatever name or symbolic link leads there), a directory with a running primary, one that belongs to another
     cluster, one that is not empty and holds no cluster, and a path that is a top level directory, a home directory or the root of a file system.
+    Nor does it take the directory of a primary that is down while the source is only a standby of it.
 options:
   source_host:
     description: Name or address of the server to copy and then to follow. It may be a primary or a standby.
@@ -56,10 +60,21 @@ options:
     description: What the standby calls itself on the source. Without this option PostgreSQL takes the standby's C(cluster_name).
     type: str
   copy_method:
-    description: How to copy.
+    description:
+      - How the directory gets the source's data.
+      - V(auto) takes the cheapest way that is safe. Nothing is copied for a directory that is down and whose WAL is in the source's history.
+        One with WAL of its own is rewound if that is possible, and otherwise, as when there is none, a new copy is made. RV(copy_method) says which it was.
+      - V(rewind) never makes a new copy, and is refused with the reason where the directory can neither be started as it is nor be rewound.
+      - V(basebackup) always makes a new copy, also where the directory is damaged in a way that its WAL does not show.
+      - To rewind takes data checksums or C(wal_log_hints), C(full_page_writes), the directory's own WAL back to the last checkpoint before the fork
+        (or a C(restore_command)), a source that is on the same timeline as the directory or a newer one (before PostgreSQL 14 also a primary),
+        the same tablespaces on both, and a login that is a superuser or may call the functions that C(pg_rewind) calls.
+        A directory that was not shut down cleanly is first recovered in single user mode, in which no client can connect.
+      - A rewind changes the old directory, so that it is not done with O(keep_old). While it lasts the directory has another name, and O(data_directory)
+        holds nothing that a server could be started on. A rewind that was broken off is followed by a new copy, by the next run.
     type: str
-    choices: [basebackup]
-    default: basebackup
+    choices: [auto, rewind, basebackup]
+    default: auto
   tablespace_mapping:
     description:
       - For each tablespace location of the source, the directory on this host. A location that is not named is the same on this host.
@@ -75,7 +90,10 @@ options:
     description: Limit of the copy's speed as C(pg_basebackup --max-rate) takes it, for example V(20M).
     type: str
   checkpoint:
-    description: V(fast) begins at once. V(spread) waits for an ordinary checkpoint of the source, usually minutes.
+    description:
+      - V(fast) begins at once. V(spread) waits for an ordinary checkpoint of the source, usually minutes.
+      - A source that is a standby makes a restartpoint instead, which begins at a checkpoint that its primary has made.
+        The copy therefore may need WAL from further back.
     type: str
     choices: [fast, spread]
     default: fast
@@ -85,8 +103,11 @@ options:
     default: true
   reclone:
     description:
-      - Make the standby anew, whatever is there now. Needed to replace a standby that runs or is down, and an old primary that is down.
-      - It always copies. It does not lift any of the refusals in the description above.
+      - The consent to throw away what is there now. It does not lift any of the refusals in the description above.
+      - A standby that runs is made anew. A directory that is down and holds WAL that the source does not have loses that; without this option
+        the refusal says from which position on and how many bytes.
+      - A directory that is down and holds nothing of its own needs this option only where O(copy_method=basebackup), or where the source
+        no longer has the WAL that it needs.
     type: bool
     default: false
   keep_old:
@@ -110,7 +131,7 @@ extends_documentation_fragment:
 attributes:
   idempotent:
     support: partial
-    details: With O(reclone=true) every run makes the standby anew.
+    details: With O(reclone=true) every run makes a standby that runs anew.
 notes:
   - O(timeout) bounds the wait for streaming too.
   - The login options lead to the source (O(source_host), O(source_port)) and are used for checks and for the slot. The role must be a superuser, or a member
@@ -121,6 +142,9 @@ notes:
     outside of O(data_directory) gets the source's.
   - The standby's C(primary_conninfo) and C(primary_slot_name) are written into C(postgresql.auto.conf).
   - The old and the new directory need room at the same time.
+  - Without a copy the directory keeps its own C(postgresql.auto.conf), in which only these two settings are changed.
+  - The directory is locked while this works on it, so that neither a second run nor a switchover does anything there.
+  - When a directory could not be started as a standby, C(standby.signal) stays in it, as another server is the primary.
 seealso:
   - module: pgfleet.ops.pg_instance
   - module: pgfleet.ops.pg_cluster_info
@@ -156,14 +180,41 @@ EXAMPLES = r"""
     keep_old: true
   become: true
   become_user: postgres
+
+- name: Bring a lost primary back, and fail rather than copy everything
+  pgfleet.ops.pg_clone:
+    data_directory: /var/lib/postgresql/17/main
+    source_host: db2.example.com
+    login_user: postgres
+    replication_passfile: /var/lib/postgresql/replication.pgpass
+    slot_name: db1
+    copy_method: rewind
+    reclone: true
+  become: true
 """
 
 RETURN = r"""
 state:
-  description: What was found, or made. V(standby), or in check mode also V(missing), V(empty) or V(primary).
+  description:
+    - What was found, or made. V(standby), or in check mode also V(missing), V(empty), V(primary), or V(unfinished) after a rewind that was broken off.
   returned: success
   type: str
   sample: standby
+copy_method:
+  description: The way that was taken, or is to be taken. V(rejoin) when nothing was copied, V(rewind), V(basebackup), null when there was nothing to do.
+  returned: success
+  type: str
+  sample: rejoin
+copied_bytes:
+  description: What was copied without a new copy, 0 for V(rejoin), null otherwise. C(pg_rewind) counts in MB.
+  returned: success
+  type: int
+  sample: 0
+rewind_problem:
+  description: Why a new copy was made and the directory was not rewound, null where that was not in question.
+  returned: success
+  type: str
+  sample: it has neither data checksums nor wal_log_hints
 streaming:
   description: Whether the standby streams.
   returned: success
@@ -214,6 +265,11 @@ data_directory:
   returned: success
   type: str
   sample: /var/lib/postgresql/17/main
+lost_bytes:
+  description: About how many bytes of WAL only the directory has, when it is refused for that.
+  returned: failure
+  type: int
+  sample: 232
 kept_directory:
   description: Where the old directory is, with O(keep_old=true).
   returned: success

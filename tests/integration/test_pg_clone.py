@@ -182,9 +182,10 @@ def test_refuses_a_running_primary(lab, source):
     refused(old, source, "a primary runs in", error="SplitBrainRisk", reclone=True)
     assert (age(old), old.pid) == before and not old.in_recovery
     (old.data / "standby.signal").unlink()
-    # Stopped, it needs reclone, and then comes back as a standby.
+    # Stopped, it needs reclone, and then comes back as a standby. The source has stayed on the older timeline.
     old.stop()
-    refused(old, source, "set reclone")
+    refused(old, source, "may be the outdated server", reclone=True, copy_method="rewind")
+    refused(old, source, "Set reclone")
     assert age(old) == before[0]
     assert not call_module("pg_clone", options(old, source, reclone=True))["failed"]
     assert old.in_recovery and age(old) != before[0]
@@ -262,14 +263,14 @@ def test_refuses_another_cluster(lab, source):
     other.stop()
 
 
-def test_refuses_a_standby_that_is_down_unless_told(standby, source):
+def test_a_standby_that_is_down_is_copied_only_when_told(standby, source):
     standby.stop()
     before = age(standby)
-    refused(standby, source, "that is down")
+    refused(standby, source, "a server that is down, and copy_method is basebackup", copy_method="basebackup")
     assert age(standby) == before
     # A pid file of a process that is no server does not make it a running one.
     standby.write(standby.data / "postmaster.pid", "%d\n%s\n1\n1\n\n\n0 0\nready\n" % (os.getpid(), standby.data))
-    assert not call_module("pg_clone", options(standby, source, reclone=True))["failed"]
+    assert not call_module("pg_clone", options(standby, source, reclone=True, copy_method="basebackup"))["failed"]
     assert age(standby) != before and standby.in_recovery
 
 

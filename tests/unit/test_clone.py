@@ -10,12 +10,14 @@ import pwd
 import types
 
 import pytest
+from ansible_collections.pgfleet.ops.plugins.module_utils._cluster import fork
 from ansible_collections.pgfleet.ops.plugins.module_utils._errors import Refused, RolledBack, SplitBrainRisk
-from ansible_collections.pgfleet.ops.plugins.module_utils._host import datadir
+from ansible_collections.pgfleet.ops.plugins.module_utils._host import datadir, wal
 from ansible_collections.pgfleet.ops.plugins.module_utils._host.basebackup import basebackup_command, password_environment
 from ansible_collections.pgfleet.ops.plugins.module_utils._host.instance import Postmaster
+from ansible_collections.pgfleet.ops.plugins.module_utils._host.rewind import needed_bytes, rewind_command
 from ansible_collections.pgfleet.ops.plugins.module_utils._module import Context
-from ansible_collections.pgfleet.ops.plugins.module_utils._operations import clone
+from ansible_collections.pgfleet.ops.plugins.module_utils._operations import clone, rejoin
 
 IDENTIFIER = "0123456789ab"
 
@@ -152,7 +154,7 @@ def operation(tmp_path):
     def make(**params):
         defaults = {
             "data_directory": str(tmp_path / "data"), "source_host": "h", "source_port": 5432, "method": "systemd", "unit": "u", "slot_name": None,
-            "reclone": False, "keep_old": False, "verify": True, "timeout": 1,
+            "reclone": False, "keep_old": False, "verify": True, "timeout": 1, "copy_method": "auto",
         }  # fmt: skip
         return clone.CloneOperation({**defaults, **params}, Context(True, print))
 
@@ -183,13 +185,119 @@ def test_never_planned_whatever_the_options(operation, tmp_path, fields, reclone
     assert isinstance(caught.value, SplitBrainRisk) is (fields == {"kind": "primary", "postmaster": LIVE})
 
 
+WITHIN = rejoin.Relation("within")
+DIVERGED = rejoin.Relation("diverged", "its WAL goes on", lost_bytes=7)
+GONE = dataclasses.replace(WITHIN, rejoin_problem="the WAL is gone")
+HINTS = dataclasses.replace(DIVERGED, rewind_problem="no checksums")
+AHEAD = rejoin.Relation("ahead", "the source is behind")
+UNKNOWN = rejoin.Relation("unknown", "no history")
+
+
+@pytest.mark.parametrize(
+    "relation, method, reclone, way",
+    [
+        # Nothing is lost, so nobody has to consent.
+        (WITHIN, "auto", False, "rejoin"), (WITHIN, "rewind", False, "rejoin"), (WITHIN, "auto", True, "rejoin"),
+        (WITHIN, "basebackup", False, None), (WITHIN, "basebackup", True, "basebackup"),
+        (GONE, "auto", False, None), (GONE, "auto", True, "basebackup"), (GONE, "rewind", True, None),
+        (DIVERGED, "auto", False, None), (DIVERGED, "rewind", False, None), (DIVERGED, "basebackup", False, None),
+        (DIVERGED, "auto", True, "rewind"), (DIVERGED, "rewind", True, "rewind"), (DIVERGED, "basebackup", True, "basebackup"),
+        (HINTS, "auto", False, None), (HINTS, "auto", True, "basebackup"), (HINTS, "rewind", True, None),
+        (AHEAD, "auto", False, None), (AHEAD, "auto", True, "basebackup"), (AHEAD, "rewind", True, None),
+        (UNKNOWN, "auto", False, None), (UNKNOWN, "auto", True, "basebackup"), (UNKNOWN, "rewind", True, None),
+    ],
+)  # fmt: skip
+def test_the_way_of_a_directory_that_is_down(relation, method, reclone, way):
+    if way is None:
+        with pytest.raises(Refused, match="cannot be rewound" if reclone else "reclone"):
+            rejoin.choose_way(relation, method, reclone, "/data", "h:5432")
+    else:
+        found = rejoin.choose_way(relation, method, reclone, "/data", "h:5432")
+        assert found[0] == way
+        if way == "basebackup" and method == "auto":
+            assert found[1] == (relation.rewind_problem or relation.rejoin_problem or relation.reason)
+    # The one primary that there is, and a source that is only its standby.
+    primary = dataclasses.replace(relation, was_primary=True, source_goes_on=False)
+    with pytest.raises(Refused, match="has not been promoted since"):
+        rejoin.choose_way(primary, method, reclone, "/data", "h:5432")
+
+
 @pytest.mark.parametrize("kind", ["standby", "primary"])
-def test_a_directory_with_data_needs_reclone(operation, tmp_path, kind):
+def test_plans_for_a_directory_that_is_down(operation, tmp_path, kind):
+    def names(relation, **params):
+        return operation(**params).plan(dataclasses.replace(state(tmp_path, kind), relation=relation)).names
+
+    path = str(tmp_path / "data")
+    assert names(WITHIN) == ["make %s a standby of h:5432, with the data that it has" % path, "start the standby and wait until it streams"]
     with pytest.raises(Refused, match="reclone"):
-        operation().plan(state(tmp_path, kind))
-    names = operation(reclone=True).plan(state(tmp_path, kind)).names
-    assert names[-1] == "remove the old directory" and "copy h:5432" in names
-    assert operation(reclone=True, keep_old=True).plan(state(tmp_path, kind)).names[-1] == "keep the old directory"
+        names(DIVERGED)
+    rewound = ["rewind %s to h:5432" % path, "put the rewound directory back in its place", "start the standby and wait until it streams"]
+    assert names(DIVERGED, reclone=True, slot_name="s") == ["create the slot s on h:5432", *rewound]
+    assert names(dataclasses.replace(DIVERGED, needs_checkpoint=True), reclone=True) == ["make a checkpoint on h:5432", *rewound]
+    copied = names(HINTS, reclone=True)
+    assert copied[-1] == "remove the old directory" and "copy h:5432" in copied
+    assert names(HINTS, reclone=True, keep_old=True)[-1] == "keep the old directory"
+
+
+def test_what_a_broken_rewind_left_is_copied_anew_without_asking(operation, tmp_path):
+    marker = {"id": IDENTIFIER, "rewind": "1"}
+    names = operation().plan(state(tmp_path, "unfinished", marker=marker, leftovers=("/d.clone-" + IDENTIFIER,))).names
+    assert names[0].startswith("remove /d.clone-") and "copy h:5432" in names and not any("undo" in name for name in names)
+    with pytest.raises(Refused, match="another cluster"):
+        operation().plan(state(tmp_path, "unfinished", marker=marker, system_identifier="2"))
+    with pytest.raises(Refused, match="cannot be rewound"):
+        operation(copy_method="rewind").plan(state(tmp_path, "unfinished", marker=marker))
+
+
+def test_a_directory_that_another_operation_holds(operation, tmp_path):
+    with pytest.raises(Refused, match="another operation"):
+        operation().plan(dataclasses.replace(state(tmp_path, held=True), relation=WITHIN))
+    # Where nothing is to do nobody is in the way.
+    assert operation().plan(state(tmp_path, postmaster=LIVE, streaming=True, from_source=True, held=True)).names == []
+
+
+# Histories
+
+
+@pytest.mark.parametrize(
+    "one, other, expected",
+    [
+        ((1, {}), (1, {}), (1, None, False, False)),
+        ((1, {}), (2, {1: 100}), (1, 100, False, True)),
+        ((2, {1: 100}), (1, {}), (1, 100, True, False)),
+        # Both promoted, at different places.
+        ((2, {1: 100}), (2, {1: 90}), (1, 90, True, True)),
+        ((2, {1: 100}), (3, {1: 90}), (1, 90, True, True)),
+        ((2, {1: 100}), (3, {1: 100, 2: 150}), (2, 150, False, True)),
+        ((3, {1: 100, 2: 150}), (4, {1: 100, 2: 140}), (2, 140, True, True)),
+        # Promoted at the same place to the same number: no history can tell these apart.
+        ((2, {1: 100}), (2, {1: 100}), (2, None, False, False)),
+        # A timeline was skipped by the other.
+        ((3, {1: 100}), (2, {1: 100}), (1, 100, True, True)),
+    ],
+)
+def test_where_two_pasts_part(one, other, expected):
+    found = fork.find_fork(fork.Past(*one), fork.Past(*other))
+    assert dataclasses.astuple(found) == expected
+    mirrored = fork.find_fork(fork.Past(*other), fork.Past(*one))
+    assert dataclasses.astuple(mirrored) == (*expected[:2], expected[3], expected[2])
+
+
+def test_pasts_with_nothing_in_common():
+    assert fork.find_fork(fork.Past(1), fork.Past(5, {3: 10})) is None
+    assert fork.Past(3, {1: 5, 2: 9}).until(2) == fork.Past(2, {1: 5}) and fork.Past(3, {1: 5, 2: 9}).until(4) is None
+
+
+def test_command_of_a_rewind():
+    argv = rewind_command("/b/pg_rewind", "/d", "host=h", dry_run=True, restore=True, config_file="/c")
+    assert {"--target-pgdata=/d", "--source-server=host=h", "--dry-run", "--no-ensure-shutdown", "--restore-target-wal", "--config-file=/c"} < set(argv)
+    assert "--dry-run" not in rewind_command("/b/pg_rewind", "/d", "host=h")
+    assert needed_bytes("x\npg_rewind: need to copy 42 MB (total source directory size is 2100 MB)\n") == 42 << 20 and needed_bytes("") is None
+
+
+def test_names_of_wal_files():
+    assert wal.segment_name(2, 0x1_05000028, 16 << 20) == "000000020000000100000005"
+    assert wal.segment_name(1, 0x1_05000028, 1 << 20) == "000000010000000100000050"
 
 
 def test_order_of_the_steps(operation, tmp_path):

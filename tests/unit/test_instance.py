@@ -22,6 +22,7 @@ Latest checkpoint's TimeLineID:       3
 Minimum recovery ending location:     0/0
 Min recovery ending loc's timeline:   0
 wal_log_hints setting:                on
+Latest checkpoint's full_page_writes:  on
 Bytes per WAL segment:                16777216
 Data page checksum version:           0
 """

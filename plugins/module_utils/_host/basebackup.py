@@ -55,11 +55,11 @@ def as_user(argv: t.Sequence[str], user: str | None) -> list[str]:
     return ["runuser", "-u", user, "--", *argv]
 
 
-def run_copy(argv: t.Sequence[str], timeout: float, user: str | None = None, environment: t.Mapping[str, str] | None = None) -> None:
-    """Run pg_basebackup so that nothing of it outlives us.
+def run_copy(argv: t.Sequence[str], timeout: float, user: str | None = None, environment: t.Mapping[str, str] | None = None) -> str:
+    """Run pg_basebackup or pg_rewind so that nothing of it outlives us, and return what it printed.
 
-    Its second process, which receives WAL, does not notice the death of the first: it would hold the slot and our output for ever.
-    So both are in a process group that ends as a whole, also when we are killed. Raises CommandFailed.
+    The second process of pg_basebackup, which receives WAL, does not notice the death of the first: it would hold the slot and our output
+    for ever. So both are in a process group that ends as a whole, also when we are killed. Raises CommandFailed.
     """
     command = as_user(argv, user)
     if _knows_death_signal():
@@ -81,14 +81,17 @@ def run_copy(argv: t.Sequence[str], timeout: float, user: str | None = None, env
             with contextlib.suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        output.seek(0)
+        # Progress comes with carriage returns.
+        text = output.read().decode("utf-8", "replace").replace("\r", "\n").strip()
         if code:
-            output.seek(0)
-            lines = output.read().decode("utf-8", "replace").strip().splitlines()[-15:]
+            lines = text.splitlines()[-15:]
             raise CommandFailed("%s ended with %d: %s" % (os.path.basename(argv[0]), code, "\n".join(lines) or "it printed nothing"), argv=list(argv))
+        return text
 
 
 def end_copies(destination: str) -> None:
-    """End what still copies to a directory, where a killed run could not take its processes with it."""
+    """End what still works on a copy, where a killed run could not take its processes with it."""
     victims = list(_copying_to(destination))
     for pid in victims:
         with contextlib.suppress(ProcessLookupError):
@@ -103,7 +106,10 @@ def _copying_to(destination: str) -> t.Iterator[int]:
         if entry.isdigit():
             with contextlib.suppress(OSError), open("/proc/%s/cmdline" % entry, "rb") as file:
                 words = file.read().split(b"\0")
-                if os.path.basename(words[0]) == b"pg_basebackup" and os.fsencode("--pgdata=%s" % destination) in words:
+                program = os.path.basename(words[0])
+                wanted = {b"pg_basebackup": "--pgdata=%s", b"pg_rewind": "--target-pgdata=%s", b"postgres": "%s"}.get(program)
+                # A server in single user mode recovers what is to be rewound.
+                if wanted and os.fsencode(wanted % destination) in words and (program != b"postgres" or b"--single" in words):
                     yield int(entry)
 
 

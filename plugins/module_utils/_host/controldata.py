@@ -65,6 +65,7 @@ class ControlData:
     timeline: int
     data_checksums: bool
     wal_log_hints: bool
+    full_page_writes: bool
     wal_segment_size: int
     min_recovery_end_lsn: str
     min_recovery_end_timeline: int
@@ -120,6 +121,7 @@ def parse_controldata(output: str) -> ControlData:
         timeline=int(field("Latest checkpoint's TimeLineID")),
         data_checksums=int(field("Data page checksum version")) > 0,
         wal_log_hints=field("wal_log_hints setting") == "on",
+        full_page_writes=field("Latest checkpoint's full_page_writes") == "on",
         wal_segment_size=int(field("Bytes per WAL segment")),
         min_recovery_end_lsn=field("Minimum recovery ending location"),
         min_recovery_end_timeline=int(field("Min recovery ending loc's timeline")),

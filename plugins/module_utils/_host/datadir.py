@@ -14,10 +14,12 @@ import os
 import pwd
 import re
 import shutil
+import time
 import typing as t
 import uuid
 
 from .._errors import OperationError, Refused
+from .._wait import Deadline
 
 SIGNAL_FILES = ("standby.signal", "recovery.signal")
 CARRIED_OVER = ("postgresql.conf", "pg_hba.conf", "pg_ident.conf")
@@ -127,11 +129,22 @@ def identifier_of(leftover: str) -> str:
 
 
 @contextlib.contextmanager
-def locked(path: str) -> t.Iterator[None]:
-    """Hold a directory, so that another run sees that this copy is being made. The lock ends with the process."""
+def locked(path: str, patience: float = 0) -> t.Iterator[None]:
+    """Hold a directory against every other run on it, a switchover's guardian included (see ``hold`` there). The lock ends with the process.
+
+    Raises BlockingIOError when another process has it for longer than ``patience`` (seconds).
+    """
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    deadline = Deadline(patience)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if deadline.passed:
+                    raise
+                time.sleep(0.05)
         yield
     finally:
         os.close(handle)

@@ -11,7 +11,10 @@ streams. Each step knows how to undo itself, and a run that was killed leaves na
 
 ``DATA.clone-ID``  a copy that is not in use: always disposable
 ``DATA.old-ID``    the old directory, set aside
-``DATA/pgfleet_clone.json``  DATA is a copy of run ID that has not streamed yet
+``DATA/pgfleet_clone.json``  DATA is a copy of run ID that has not streamed yet; without PG_VERSION beside it, DATA only stands in for a directory
+                          that run ID rewinds as ``DATA.clone-ID``
+
+A directory that is down and whose WAL is in the source's history is started where it is (see rejoin.py).
 """
 
 from __future__ import annotations
@@ -24,24 +27,30 @@ import pwd
 import re
 import shutil
 import signal
-import socket
 import typing as t
 
-from .._errors import AuthenticationFailed, InvalidInput, NotConfirmed, NotReachable, OperationError, Refused, RolledBack, SplitBrainRisk
+from .._errors import AuthenticationFailed, CommandFailed, InvalidInput, NotConfirmed, NotReachable, OperationError, Refused, RolledBack, SplitBrainRisk
 from .._host import datadir
 from .._host.basebackup import as_user, basebackup_command, end_copies, password_environment, run_copy, verify_command
 from .._host.command import run_command
 from .._host.controldata import read_head
-from .._host.instance import Instance, Postmaster, find_bin_directory
+from .._host.instance import Instance, find_bin_directory
+from .._host.rewind import needed_bytes, reason, recover_command, rewind_command
 from .._module import LOGIN, ArgumentSpec, Operation
 from .._plan import Plan
 from .._sql.connection import Session, Target, connect
-from .._sql.standby import identify_by_replication
+from .._sql.standby import connect_for_replication
 from .._sql.values import build_conninfo, parse_conninfo
 from .._wait import Deadline, wait_for
+from .clone_state import CloneState, Source, Space, Standby, is_local, not_enough_space, same_address
 from .instance import INSTANCE, port_conflicts
+from .rejoin import REWIND_FUNCTIONS, WAYS, Judge, Relation, ask_past, choose_way, no_rewind
 
 MARKER = "pgfleet_clone.json"
+# What a directory that is rewound leaves behind: what belongs to the node, and where its tablespaces and its WAL are.
+STAND_IN = (*datadir.CARRIED_OVER, "postgresql.auto.conf")
+LAG_WARNING = 16777216
+"""Bytes of WAL that a source may have received and not replayed without a word about it."""
 
 PG_CLONE = LOGIN.merge(INSTANCE).merge(
     ArgumentSpec(
@@ -54,7 +63,7 @@ PG_CLONE = LOGIN.merge(INSTANCE).merge(
             "replication_connect_params": {"type": "dict", "default": {}},
             "slot_name": {"type": "str"},
             "application_name": {"type": "str"},
-            "copy_method": {"type": "str", "choices": ["basebackup"], "default": "basebackup"},
+            "copy_method": {"type": "str", "choices": list(WAYS), "default": "auto"},
             "tablespace_mapping": {"type": "dict", "default": {}},
             "wal_directory": {"type": "path"},
             "max_rate": {"type": "str"},
@@ -67,117 +76,6 @@ PG_CLONE = LOGIN.merge(INSTANCE).merge(
         }
     )
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """The server to copy, as it answers."""
-
-    system_identifier: str
-    version: str
-    major_version: str
-    in_recovery: bool
-    timeline: int
-    data_directory: str | None
-    pid_file: str | None
-    port: int
-    started: float
-    wal_level: str
-    spaces: dict[str, int]
-    """Bytes by tablespace location; "" is the data directory itself."""
-    slot: dict[str, t.Any] | None
-    senders: list[dict[str, t.Any]]
-    local: bool
-    """Whether its address is one of this host."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Standby:
-    """What there is at the data directory. ``kind`` is missing, empty, foreign, standby or primary."""
-
-    kind: str
-    real_path: str
-    postmaster: Postmaster | None = None
-    orphans: tuple[int, ...] = ()
-    system_identifier: str | None = None
-    control_state: str | None = None
-    upstream: str | None = None
-    """``host:port`` that the running standby receives from, or is configured to."""
-    streaming: bool = False
-    from_source: bool = False
-    is_source: str | None = None
-    """Why this must be the source's own directory."""
-    marker: dict[str, t.Any] | None = None
-    in_use: str | None = None
-    """A copy that another run is making now."""
-    leftovers: tuple[str, ...] = ()
-    interrupted: str | None = None
-    """Identifier of a run that was killed between the two renames of its swap."""
-
-    @property
-    def running(self) -> bool:
-        return self.postmaster is not None
-
-
-@dataclasses.dataclass(frozen=True)
-class CloneState:
-    source: Source
-    target: Standby
-    spaces: tuple[Space, ...] = ()
-    space_problems: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Space:
-    """A directory outside the data directory that the copy fills: a tablespace or the WAL."""
-
-    kind: str
-    origin: str
-    path: str
-    needed: int
-    problem: str | None = None
-
-
-def same_address(one: str, other: str) -> bool:
-    """Whether two names lead to the same address, as far as this host can tell."""
-    if one == other:
-        return True
-    return bool(_addresses(one) & _addresses(other))
-
-
-def _addresses(host: str) -> set[str]:
-    if not host or host.startswith("/"):
-        return {"local"}
-    try:
-        return {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-    except OSError:
-        return set()
-
-
-def is_local(host: str) -> bool:
-    """Whether a host is this one: a socket directory, or an address that this host can bind."""
-    for address in _addresses(host):
-        if address == "local":
-            return True
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.bind((address, 0))
-            return True
-    return False
-
-
-def not_enough_space(needed: t.Mapping[str, int], free: t.Callable[[str], tuple[int, int]]) -> list[str]:
-    """What does not fit. ``needed`` is bytes by directory, ``free`` gives a directory's device and its free bytes."""
-    by_device: dict[int, tuple[int, int, list[str]]] = {}
-    for directory, size in needed.items():
-        device, available = free(directory)
-        _available, total, names = by_device.get(device, (available, 0, []))
-        by_device[device] = (available, total + size, [*names, directory])
-    return [
-        "%s has %d MB free and the copy needs about %d MB" % (" with ".join(sorted(names)), available // 1048576, -(-total // 1048576))
-        for available, total, names in by_device.values()
-        if total > available
-    ]
 
 
 class CloneOperation(Operation):
@@ -194,6 +92,12 @@ class CloneOperation(Operation):
         self._hold = contextlib.ExitStack()
         self._kept: str | None = None
         self._done = False
+        self._holding = False
+        self._way: str | None = None
+        self._rewind_problem: str | None = None
+        self._copied_bytes: int | None = None
+        self._stays: str | None = None
+        """What a failure from now on leaves changed."""
         # libpq would prefer it to the passfile of the replication user. The login has read it already.
         os.environ.pop("PGPASSWORD", None)
 
@@ -207,28 +111,50 @@ class CloneOperation(Operation):
         session = self._connect_source()
         try:
             source = self._observe_source(session)
+            target = self._observe_target(directory, source)
+            if not self._done:
+                self.owner = self._find_owner(target)
+                self._check_programs(source)
+            spaces = self._observe_spaces(source, target)
+            if self._done or not self._wants_work(target):
+                return CloneState(source, target, spaces)
+            identified, history = self._ask_by_replication(source)
+            relation = None
+            if self._is_down(target) and target.system_identifier == source.system_identifier:
+                row = {**dataclasses.asdict(source), "tablespaces": source.tablespaces}
+                past = ask_past(session, identified, history, row, int(source.major_version))
+                relation = Judge(self._instance(target), session, past, target.kind == "standby").relation()
+                relation = self._rehearse_rewind(relation, target)
         finally:
             session.close()
-        target = self._observe_target(directory, source)
-        if not self._done:
-            self.owner = self._find_owner(target)
-            self._check_programs(source)
-        spaces = self._observe_spaces(source, target)
-        if self._done or not self._wants_copy(target):
-            return CloneState(source, target, spaces)
-        self._check_replication(source)
         # What an interrupted run left is removed first and gives room.
         problems = () if target.leftovers or target.marker else tuple(self._space_problems(source, target, spaces))
-        return CloneState(source, target, spaces, problems)
+        return CloneState(source, target, spaces, problems, relation)
 
-    def _wants_copy(self, target: Standby) -> bool:
-        return target.kind in ("missing", "empty") or bool(target.marker) or bool(self.params["reclone"])
+    @staticmethod
+    def _is_down(target: Standby) -> bool:
+        return target.kind in ("standby", "primary") and not (target.running or target.orphans or target.marker or target.in_use or target.is_source)
 
-    def _check_replication(self, source: Source) -> None:
-        """The replication login must work before anything is stopped. Raises AuthenticationFailed, NotReachable, Refused."""
-        identifier = identify_by_replication(self._conninfo(), self.params["replication_password"])
-        if identifier != source.system_identifier:
-            raise Refused("the replication login leads to a server of system identifier %s, the other login to %s" % (identifier, source.system_identifier))
+    def _wants_work(self, target: Standby) -> bool:
+        return target.kind in ("missing", "empty", "unfinished") or bool(target.marker) or bool(self.params["reclone"]) or self._is_down(target)
+
+    def _ask_by_replication(self, source: Source) -> tuple[dict[str, t.Any], str]:
+        """The answer to IDENTIFY_SYSTEM, and the text of the history file of the source's timeline.
+
+        The replication login must work before anything is stopped. Raises AuthenticationFailed, NotReachable, Refused.
+        """
+        session = connect_for_replication(self._conninfo(), self.params["replication_password"])
+        try:
+            identified = session.ask("IDENTIFY_SYSTEM", Deadline(10))[0]
+            timeline = int(identified["timeline"] or 1)
+            history = session.ask("TIMELINE_HISTORY %d" % timeline, Deadline(10))[0]["content"] if timeline > 1 else ""
+        finally:
+            session.close()
+        if identified["systemid"] != source.system_identifier:
+            raise Refused(
+                "the replication login leads to a server of system identifier %s, the other login to %s" % (identified["systemid"], source.system_identifier)
+            )
+        return identified, history or ""
 
     def _connect_source(self) -> Session:
         target = Target.from_params(self.params, host=self.params["source_host"], port=self.params["source_port"])
@@ -243,7 +169,10 @@ class CloneOperation(Operation):
             " (SELECT setting FROM pg_settings WHERE name = 'data_directory') AS data_directory,"
             " current_setting('port')::int AS port, extract(epoch FROM pg_postmaster_start_time())::float8 AS started,"
             " current_setting('wal_level') AS wal_level,"
-            " has_function_privilege('pg_read_file(text)', 'EXECUTE') AS reads_files"
+            " has_function_privilege('pg_read_file(text)', 'EXECUTE') AS reads_files,"
+            " (SELECT bool_and(has_function_privilege(f, 'EXECUTE')) FROM unnest(%s::text[]) AS f) AS rewindable,"
+            " (SELECT array_agg(oid::int8) FROM pg_tablespace WHERE spcname NOT IN ('pg_default', 'pg_global')) AS tablespaces",
+            [list(REWIND_FUNCTIONS)],
         )
         if row is None:
             raise OperationError("the source %s gave no answer about itself" % session.target)
@@ -274,7 +203,26 @@ class CloneOperation(Operation):
             slot=slot,
             senders=session.rows("SELECT pid, application_name, client_addr::text AS client, state FROM pg_stat_replication"),
             local=is_local(self.params["source_host"]),
+            reads_files=row["reads_files"],
+            rewindable=row["rewindable"],
+            tablespaces=tuple(row["tablespaces"] or ()),
+            standing=self._standing(session) if row["in_recovery"] else (),
         )
+
+    @staticmethod
+    def _standing(session: Session) -> tuple[str, ...]:
+        row = session.row(
+            "SELECT pg_is_wal_replay_paused() AS paused, pg_wal_lsn_diff(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::int8 AS behind,"
+            " (SELECT status FROM pg_stat_wal_receiver) AS status"
+        )
+        found = []
+        if row and row["paused"]:
+            found.append("its replay is paused")
+        if row and row["status"] != "streaming":
+            found.append("it does not stream from its own upstream")
+        if row and (row["behind"] or 0) > LAG_WARNING:
+            found.append("it has %d MB of WAL still to replay" % (row["behind"] // 1048576))
+        return tuple(found)
 
     def _observe_target(self, directory: str, source: Source) -> Standby:
         copies = datadir.leftovers(directory)
@@ -282,7 +230,7 @@ class CloneOperation(Operation):
         in_use = next((copy for copy in copies if copy != own and datadir.is_locked(copy)), None)
         found = Standby("missing", directory, leftovers=tuple(copy for copy in copies if copy != own), in_use=in_use)
         if not os.path.lexists(directory):
-            interrupted = next((i for i in map(datadir.identifier_of, copies) if datadir.is_data_directory(datadir.old_path(directory, i))), None)
+            interrupted = next((i for i in map(datadir.identifier_of, copies) if self._is_set_aside(datadir.old_path(directory, i))), None)
             return dataclasses.replace(found, interrupted=interrupted)
         if not os.path.isdir(directory):
             return dataclasses.replace(found, kind="foreign")
@@ -293,9 +241,13 @@ class CloneOperation(Operation):
             empty = datadir.is_empty(directory)
         except OSError as error:
             raise OperationError("%s cannot be looked into: %s" % (directory, error.strerror), action="Run the task as its owner (become_user)") from error
+        found = dataclasses.replace(found, held=not self._holding and datadir.is_locked(directory))
         if empty:
             return dataclasses.replace(found, kind="empty")
         if not datadir.is_data_directory(directory):
+            marker = self._read_marker(directory)
+            if marker and marker.get("rewind") and not os.path.exists(os.path.join(directory, "PG_VERSION")):
+                return dataclasses.replace(found, kind="unfinished", marker=marker, system_identifier=str(marker["rewind"]))
             return dataclasses.replace(found, kind="foreign")
         instance = Instance(directory, self.instance.config_file, self.params["bin_directory"])
         head = read_head(directory)
@@ -402,6 +354,9 @@ class CloneOperation(Operation):
                     return "the source is on this host and says that its data directory is %s" % source.data_directory
         return None
 
+    def _is_set_aside(self, old: str) -> bool:
+        return os.path.isdir(old) and (datadir.is_data_directory(old) or self._read_marker(old) is not None)
+
     def _read_marker(self, directory: str) -> dict[str, t.Any] | None:
         try:
             with open(os.path.join(directory, MARKER), encoding="utf-8") as file:
@@ -465,6 +420,40 @@ class CloneOperation(Operation):
         path = datadir.old_path(target.real_path, str(target.marker["id"])) if target.marker else None
         return path if path and os.path.isdir(path) else None
 
+    # Whether it can be rewound
+
+    def _rehearse_rewind(self, relation: Relation, target: Standby) -> Relation:
+        """Ask pg_rewind itself, which writes nothing in a dry run, where the answer is wanted and is to be had before anything is done."""
+        if relation.verdict != "diverged" or relation.rewind_problem or not self.params["reclone"] or self.params["copy_method"] == "basebackup":
+            return relation
+        if self.params["keep_old"]:
+            return dataclasses.replace(relation, rewind_problem="keep_old is set, and a rewind changes the old directory itself")
+        if relation.crashed or relation.needs_checkpoint:
+            return relation
+        problem = self._try_rewind(target.real_path)
+        # What is missing may come from the archive, which a dry run would already write to the directory.
+        return relation if problem and relation.restore else dataclasses.replace(relation, rewind_problem=problem)
+
+    def _rewind_argv(self, directory: str, dry_run: bool, restore: bool = False) -> tuple[list[str], dict[str, str]]:
+        """The command and its environment. As with the login, and never with a password in an argument."""
+        target = Target.from_params(self.params, host=self.params["source_host"], port=self.params["source_port"])
+        keywords = target.keywords()
+        password = keywords.pop("password", None)
+        keywords.pop("sslpassword", None)
+        if dry_run:
+            keywords["options"] = ("%s -c default_transaction_read_only=on" % keywords.get("options", "")).strip()
+        argv = rewind_command(self.instance.program("pg_rewind"), directory, build_conninfo(keywords), dry_run, restore, self.instance.config_file)
+        return argv, password_environment(password)
+
+    def _try_rewind(self, directory: str, restore: bool = False) -> str | None:
+        """Why pg_rewind would refuse, by a dry run."""
+        argv, environment = self._rewind_argv(directory, True, restore)
+        try:
+            output = run_command(as_user(argv, self.owner), self.params["copy_timeout"], environment).stdout
+        except CommandFailed as error:
+            return reason(error)
+        return "pg_rewind sees nothing to rewind" if "no rewind required" in output else None
+
     # Planning
 
     def plan(self, seen: CloneState) -> Plan:
@@ -482,15 +471,23 @@ class CloneOperation(Operation):
                 action="See its log; correct its upstream with pgfleet.ops.pg_follow, or set reclone to make it anew",
             )
         target_before = {"state": self._describe(target)}
+        target_after = {
+            "state": "streaming standby",
+            "upstream": self.source_name,
+            **({"slot_name": self.params["slot_name"]} if self.params["slot_name"] else {}),
+        }
         for copy in target.leftovers:
             if datadir.identifier_of(copy) != target.interrupted:
                 self._add(plan, "remove %s, which an interrupted run left" % copy, lambda copy=copy: self._remove_copy(copy))  # type: ignore[misc]
         if target.interrupted:
             self._add(plan, "put back the old directory that an interrupted run had set aside", lambda: self._put_back(target, str(target.interrupted)))
-        if target.marker:
+        if target.marker and (target.kind != "unfinished" or self._set_aside(target)):
             self._add(plan, "undo the clone that was interrupted", lambda: self._undo_interrupted(target))
         if self.params["slot_name"]:
             self._plan_slot(plan, source)
+        if self._way != "basebackup":
+            self._plan_without_copy(plan, seen, target_before, target_after)
+            return plan
         if target.running and not target.marker:
             self._add(plan, "stop the standby in %s" % target.real_path, self._stop_old)
         self._add(
@@ -499,20 +496,40 @@ class CloneOperation(Operation):
             lambda: self._copy(seen),
             subject=target.real_path,
             before=target_before,
-            after={
-                "state": "streaming standby",
-                "upstream": self.source_name,
-                **({"slot_name": self.params["slot_name"]} if self.params["slot_name"] else {}),
-            },
+            after=target_after,
         )
         if self.params["verify"]:
             self._add(plan, "verify the copy", self._verify)
         self._add(plan, "put the copy in the place of %s" % target.real_path, lambda: self._swap(seen))
         self._add(plan, "start the standby and wait until it streams", lambda: self._start(seen))
-        replaces = target.interrupted or self._set_aside(target) or (target.kind in ("standby", "primary") and not target.marker)
+        replaces = target.interrupted or self._set_aside(target) or (target.kind in ("standby", "primary", "unfinished") and not target.marker)
         name = "%s the old directory" % ("keep" if self.params["keep_old"] else "remove") if replaces else "end the work on %s" % target.real_path
         self._add(plan, name, lambda: self._finish(target, self.identifier))
         return plan
+
+    def _choose_way(self, seen: CloneState) -> tuple[str, str | None]:
+        """``rejoin``, ``rewind`` or ``basebackup``, and why it is not rewound where that was in question. Raises Refused."""
+        target, method = seen.target, self.params["copy_method"]
+        if seen.relation:
+            return choose_way(seen.relation, method, self.params["reclone"], target.real_path, self.source_name)
+        if method == "rewind":
+            raise Refused(
+                "%s cannot be rewound: %s" % (target.real_path, no_rewind(target.kind, target.running) or "an interrupted run has left it"),
+                action="Set copy_method to auto or basebackup",
+            )
+        return "basebackup", None
+
+    def _plan_without_copy(self, plan: Plan, seen: CloneState, before: dict[str, t.Any], after: dict[str, t.Any]) -> None:
+        path = seen.target.real_path
+        if self._way == "rejoin":
+            what = "make %s a standby of %s, with the data that it has" % (path, self.source_name)
+            self._add(plan, what, lambda: self._rejoin(seen), subject=path, before=before, after=after)
+        else:
+            if seen.relation and seen.relation.needs_checkpoint:
+                self._add(plan, "make a checkpoint on %s" % self.source_name, self._checkpoint)
+            self._add(plan, "rewind %s to %s" % (path, self.source_name), lambda: self._rewind(seen), subject=path, before=before, after=after)
+            self._add(plan, "put the rewound directory back in its place", lambda: self._swap_rewound(seen))
+        self._add(plan, "start the standby and wait until it streams", lambda: self._start(seen))
 
     def _refuse(self, seen: CloneState) -> None:
         """Everything that forbids the operation. The order is from the worst to the least."""
@@ -530,7 +547,7 @@ class CloneOperation(Operation):
                 expected="a missing or empty directory, or one with PG_VERSION and global/pg_control",
                 action="Correct data_directory, or move away what is there",
             )
-        if target.kind in ("standby", "primary") and target.system_identifier != source.system_identifier:
+        if target.kind in ("standby", "primary", "unfinished") and target.system_identifier != source.system_identifier:
             raise Refused(
                 "%s belongs to another cluster: its system identifier is %s, the source's %s" % (path, target.system_identifier, source.system_identifier),
                 action="Correct data_directory or source_host; if the data is of no more use, move it away by hand",
@@ -543,11 +560,6 @@ class CloneOperation(Operation):
             )
         if target.orphans:
             raise Refused("server processes still work in %s: %s" % (path, ", ".join(map(str, target.orphans))), action="Wait until they have ended")
-        if target.kind in ("standby", "primary") and not target.running and not self.params["reclone"] and not target.marker:
-            raise Refused(
-                '%s holds a %s that is down (its control file says "%s")' % (path, target.kind, target.control_state),
-                action="Start it with pgfleet.ops.pg_instance, or set reclone to replace it by a copy of %s" % self.source_name,
-            )
         if not self.params["reclone"] and not target.marker and target.streaming:
             return
         aside = datadir.old_path(path, target.interrupted) if target.interrupted else self._set_aside(target)
@@ -556,15 +568,18 @@ class CloneOperation(Operation):
                 "an interrupted run has set aside the old directory of %s as %s" % (path, aside),
                 action="Set reclone, as that run had it, to make the clone anew",
             )
+        if target.held:
+            raise Refused("another operation is at work on %s" % path, action="Wait until it has ended")
+        self._way, self._rewind_problem = self._choose_way(seen)
         if source.wal_level == "minimal":
             raise Refused(
                 "the source %s has wal_level minimal" % self.source_name, expected="replica or logical", action="Set wal_level and restart the source"
             )
         self._refuse_slot(source, target)
-        for space in seen.spaces:
+        for space in seen.spaces if self._way == "basebackup" else ():
             if space.problem:
                 raise Refused("the directory %s for the %s %s %s" % (space.path, space.kind, space.origin, space.problem))
-        if seen.space_problems:
+        if seen.space_problems and self._way == "basebackup":
             raise self._no_space(seen.space_problems)
         parent = datadir.existing_parent(path)
         if parent != os.path.dirname(path):
@@ -597,7 +612,7 @@ class CloneOperation(Operation):
 
     @staticmethod
     def _describe(target: Standby) -> str:
-        if target.kind in ("missing", "empty"):
+        if target.kind in ("missing", "empty", "unfinished"):
             return target.kind
         what = "%s, %s" % (target.kind, "running" if target.running else target.control_state)
         return "%s, upstream %s" % (what, target.upstream) if target.upstream else what
@@ -613,6 +628,7 @@ class CloneOperation(Operation):
 
         before = {number: signal.signal(number, interrupted) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
         try:
+            self._hold_directory()
             do()
         except Exception as error:  # pylint: disable=broad-exception-caught
             for number in before:
@@ -621,6 +637,18 @@ class CloneOperation(Operation):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _hold_directory(self) -> None:
+        """From the first step on, no other run and no switchover may touch the directory."""
+        path = os.path.realpath(self.instance.data_directory)
+        if self._holding or not os.path.isdir(path):
+            return
+        try:
+            # A check that looks whether it is held has it for a moment.
+            self._hold.enter_context(datadir.locked(path, patience=2))
+        except BlockingIOError as error:
+            raise Refused("another operation is at work on %s" % path, action="Wait until it has ended") from error
+        self._holding = True
 
     def _roll_back(self, error: OperationError) -> None:
         undone, failed = [], []
@@ -635,6 +663,9 @@ class CloneOperation(Operation):
             raise OperationError(
                 "%s. Putting things back did not succeed either: %s" % (error.message.rstrip("."), "; ".join(failed)), action=error.action, **error.facts
             ) from error
+        if self._stays:
+            facts = {**error.facts, "changed": True, "cause": type(error).__name__, "undone": undone}
+            raise OperationError("%s. %s" % (error.message.rstrip("."), self._stays), error.expected, error.action, **facts) from error
         if not undone:
             raise error
         facts = {**error.facts, "changed": False, "cause": type(error).__name__, "undone": undone}
@@ -696,6 +727,7 @@ class CloneOperation(Operation):
             self._undo.append(("copy removed", lambda copy=copy: datadir.remove_tree(copy)))  # type: ignore[misc]
         own = copies[seen.target.real_path]
         self._hold.enter_context(datadir.locked(own))
+        self._holding = True
         rivals = [copy for copy in datadir.leftovers(seen.target.real_path) if copy != own and datadir.is_locked(copy)]
         if rivals:
             raise Refused("another run is making the copy %s now" % rivals[0], action="Wait until it has ended")
@@ -705,6 +737,109 @@ class CloneOperation(Operation):
             {space.origin: copies[space.path] for space in seen.spaces if space.kind == "tablespace"},
         )  # fmt: skip
         run_copy(argv, self.params["copy_timeout"], self.owner, password_environment(self.params["replication_password"]))
+
+    # Without a copy
+
+    def _rejoin(self, seen: CloneState) -> None:
+        """The directory as it is, with the settings of a standby."""
+        path = seen.target.real_path
+        self._look_again(path)
+        auto = os.path.join(path, "postgresql.auto.conf")
+        text = self._read(auto)
+        # First of all: whatever starts it from here on, it does not accept writes. This is never undone, as another server is the primary.
+        self._write(os.path.join(path, "standby.signal"), "")
+        if seen.target.kind == "primary":
+            self._stays = "%s keeps standby.signal, so that it cannot come back as a second primary" % path
+        self._undo.append(("settings put back", lambda: self._write(auto, text)))
+        self._write(auto, datadir.with_settings(text, self._standby_settings()))
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(path, "recovery.signal"))
+        self._copied_bytes = 0
+
+    def _checkpoint(self) -> None:
+        session = self._connect_source()
+        try:
+            session.execute("CHECKPOINT")
+        finally:
+            session.close()
+
+    def _rewind(self, seen: CloneState) -> None:
+        """Rewind the directory under a name under which nothing starts it, while a directory that no server starts on stands in for it."""
+        relation = t.cast(Relation, seen.relation)
+        path = seen.target.real_path
+        work = datadir.clone_path(path, self.identifier)
+        self._look_again(path)
+        # Also when it is put back, another server is the primary.
+        self._write(os.path.join(path, "standby.signal"), "")
+        if seen.target.kind == "primary":
+            self._stays = "%s keeps standby.signal, so that it cannot come back as a second primary" % path
+        self._undo.append(("old directory put back", lambda: self._take_back(path)))
+        self._stand_in(path, work, seen.source.system_identifier)
+        old = datadir.old_path(path, self.identifier)
+        datadir.rename(path, old)
+        datadir.rename(work, path)
+        datadir.rename(old, work)
+        restore = relation.restore and (not self.instance.config_file or int(seen.source.major_version) >= 15)
+        if relation.crashed:
+            # In single user mode there are no standbys. The process number in the other file may be another server's by now.
+            for name in ("standby.signal", "postmaster.pid"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(os.path.join(work, name))
+            argv = recover_command(self.instance.program("postgres"), work, self.instance.config_file)
+            run_copy(argv, self.params["copy_timeout"], self.owner)
+        if relation.crashed or relation.needs_checkpoint or restore:
+            problem = self._try_rewind(work, restore)
+            if problem:
+                raise Refused("%s cannot be rewound: %s" % (path, problem), action="Set copy_method to basebackup to make a new copy")
+        argv, environment = self._rewind_argv(work, False, restore)
+        self._undo.pop()
+        self._stays = "The rewind had begun: %s holds no data now, and the next run makes a new copy" % path
+        self._copied_bytes = needed_bytes(run_copy(argv, self.params["copy_timeout"], self.owner, environment))
+
+    def _stand_in(self, path: str, place: str, system_identifier: str) -> None:
+        """What the next run needs, should this one be killed: the node's own files, where the tablespaces and the WAL are, and what this is."""
+        os.mkdir(place, 0o700)
+        self._own(place)
+        for name in STAND_IN:
+            if os.path.isfile(os.path.join(path, name)):
+                self._carry(os.path.join(path, name), os.path.join(place, name))
+        os.mkdir(os.path.join(place, "pg_tblspc"), 0o700)
+        for name in ("pg_wal", *(os.path.join("pg_tblspc", entry) for entry in os.listdir(os.path.join(path, "pg_tblspc")))):
+            if os.path.islink(os.path.join(path, name)):
+                os.symlink(os.readlink(os.path.join(path, name)), os.path.join(place, name))
+        self._write(os.path.join(place, MARKER), json.dumps({"id": self.identifier, "rewind": system_identifier}) + "\n")
+
+    def _take_back(self, path: str) -> None:
+        """Undo the exchange of the directory and what stands in for it, however far it came."""
+        work, old = datadir.clone_path(path, self.identifier), datadir.old_path(path, self.identifier)
+        full = next(place for place in (path, work, old) if datadir.is_data_directory(place))
+        self._write(os.path.join(full, "standby.signal"), "")
+        if full != path:
+            spare = old if full == work else work
+            if os.path.isdir(path):
+                datadir.rename(path, spare)
+            datadir.rename(full, path)
+        for place in (work, old):
+            if not datadir.is_data_directory(place):
+                datadir.remove_tree(place)
+
+    def _swap_rewound(self, seen: CloneState) -> None:
+        path = seen.target.real_path
+        work, old = datadir.clone_path(path, self.identifier), datadir.old_path(path, self.identifier)
+        for name in STAND_IN:
+            if os.path.isfile(os.path.join(path, name)):
+                self._carry(os.path.join(path, name), os.path.join(work, name))
+        self._configure_standby(work)
+        datadir.rename(path, old)
+        datadir.rename(work, path)
+        self._stays = "%s has been rewound and is a standby of %s that is down; the next run starts it" % (path, self.source_name)
+        # First a name that is always disposable.
+        datadir.rename(old, work)
+        datadir.remove_tree(work)
+
+    def _carry(self, origin: str, destination: str) -> None:
+        shutil.copy2(origin, destination)
+        self._own(destination)
 
     @staticmethod
     def _no_space(problems: t.Sequence[str]) -> Refused:
@@ -746,9 +881,7 @@ class CloneOperation(Operation):
         path = seen.target.real_path
         copy = datadir.clone_path(path, self.identifier)
         self._make_standby(seen, copy)
-        # The last look before anything is moved: nobody may have started it meanwhile.
-        if self.instance.postmaster() or self.instance.processes():
-            raise SplitBrainRisk("a server was started in %s during the copy" % path)
+        self._look_again(path)
         for place, new in reversed(self._copies(seen)):
             old = datadir.old_path(place, self.identifier)
             if os.path.isdir(place) and datadir.is_empty(place):
@@ -760,6 +893,11 @@ class CloneOperation(Operation):
             datadir.rename(new, place)
             self._undo.append(("copy set aside", lambda place=place, new=new: datadir.rename(place, new)))  # type: ignore[misc]
         self._relink(seen)
+
+    def _look_again(self, path: str) -> None:
+        """The last look before anything is moved: nobody may have started it meanwhile."""
+        if self.instance.postmaster() or self.instance.processes():
+            raise SplitBrainRisk("a server was started in %s meanwhile" % path)
 
     def _make_again(self, place: str, mode: int) -> None:
         os.mkdir(place)
@@ -781,22 +919,30 @@ class CloneOperation(Operation):
         if os.path.isdir(old):
             for name in datadir.CARRIED_OVER:
                 if os.path.isfile(os.path.join(old, name)):
-                    shutil.copy2(os.path.join(old, name), os.path.join(copy, name))
-                    self._own(os.path.join(copy, name))
+                    self._carry(os.path.join(old, name), os.path.join(copy, name))
+        self._configure_standby(copy)
+        self._write(os.path.join(copy, MARKER), json.dumps({"id": self.identifier, "was_running": seen.target.running}) + "\n")
+
+    def _configure_standby(self, directory: str) -> None:
+        """Make a directory that is not started a standby's."""
+        auto = os.path.join(directory, "postgresql.auto.conf")
+        self._write(auto, datadir.with_settings(self._read(auto), self._standby_settings()))
+        for name in datadir.SIGNAL_FILES:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(directory, name))
+        self._write(os.path.join(directory, "standby.signal"), "")
+
+    def _standby_settings(self) -> dict[str, str | None]:
         conninfo = self._conninfo()
         if self.params["application_name"]:
             conninfo["application_name"] = self.params["application_name"]
-        auto = os.path.join(copy, "postgresql.auto.conf")
-        text = ""
-        with contextlib.suppress(FileNotFoundError), open(auto, encoding="utf-8", errors="surrogateescape") as file:
-            text = file.read()
-        settings = {"primary_conninfo": build_conninfo(conninfo), "primary_slot_name": self.params["slot_name"]}
-        self._write(auto, datadir.with_settings(text, settings))
-        for name in datadir.SIGNAL_FILES:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(copy, name))
-        self._write(os.path.join(copy, "standby.signal"), "")
-        self._write(os.path.join(copy, MARKER), json.dumps({"id": self.identifier, "was_running": seen.target.running}) + "\n")
+        return {"primary_conninfo": build_conninfo(conninfo), "primary_slot_name": self.params["slot_name"]}
+
+    @staticmethod
+    def _read(path: str) -> str:
+        with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
+        return ""
 
     def _write(self, path: str, text: str) -> None:
         with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
@@ -818,8 +964,9 @@ class CloneOperation(Operation):
                 "the standby in %s cannot listen: %s" % (self.instance.data_directory, "; ".join(conflicts)),
                 action="Set config_file to a configuration of this node's own, or carry one over in the old data directory",
             )
-        # Immediate: what is stopped here is thrown away.
-        self._undo.append(("new standby stopped", lambda: self.instance.stop("immediate")))
+        # Immediate where what is stopped is thrown away.
+        mode = "immediate" if self._way == "basebackup" else "fast"
+        self._undo.append(("new standby stopped", lambda: self.instance.stop(mode)))
         mark = self.instance.log_mark()
         self.instance.start()
         try:
@@ -835,6 +982,9 @@ class CloneOperation(Operation):
             error.facts["log"] = log
             error.message = "%s. The server logged: %s" % (error.message.rstrip("."), " / ".join(log[-8:]))
             raise
+        if self._way != "basebackup":
+            self._undo.clear()
+            self._done = True
 
     def _streams(self, source: Source) -> bool:
         with contextlib.suppress(NotReachable):
@@ -928,7 +1078,15 @@ class CloneOperation(Operation):
                 "%s already is a standby of this cluster and streams from %s, not from %s; nothing was done. pgfleet.ops.pg_follow or reclone move it."
                 % (target.real_path, target.upstream, self.source_name)
             )
+        if self._way and self._rewind_problem:
+            self.context.warn("%s could not be rewound, so that it takes a new copy: %s." % (target.real_path, self._rewind_problem))
+        if self._way:
+            for problem in seen.source.standing:
+                self.context.warn("The source %s is a standby, and %s; its copy is as old as its own data." % (self.source_name, problem))
         return {
+            "copy_method": self._way,
+            "copied_bytes": self._copied_bytes,
+            "rewind_problem": self._rewind_problem,
             "state": target.kind,
             "streaming": target.streaming,
             "upstream": target.upstream,

@@ -62,14 +62,19 @@ def ensure_slot(session: Session, name: str) -> None:
         session.execute("SELECT pg_create_physical_replication_slot(%s, true)", [name])
 
 
-def identify_by_replication(conninfo: t.Mapping[str, t.Any], password: str | None) -> str:
-    """Log in as a standby would and ask for the system identifier. Raises AuthenticationFailed, NotReachable."""
+def connect_for_replication(conninfo: t.Mapping[str, t.Any], password: str | None) -> Session:
+    """Log in as a standby would, for ``ask``. Raises AuthenticationFailed, NotReachable."""
     own = ("host", "port", "user")
     target = Target(
         host=str(conninfo.get("host") or ""), port=int(conninfo.get("port") or 5432), user=str(conninfo.get("user") or ""), dbname="replication",
         password=password, extra={"replication": "true", **{key: value for key, value in conninfo.items() if key not in own and value not in (None, "")}},
     )  # fmt: skip
-    session = connect(target, timeout=10, console=True)
+    return connect(target, timeout=10, console=True)
+
+
+def identify_by_replication(conninfo: t.Mapping[str, t.Any], password: str | None) -> str:
+    """Log in as a standby would and ask for the system identifier. Raises AuthenticationFailed, NotReachable."""
+    session = connect_for_replication(conninfo, password)
     try:
         return str(session.ask("IDENTIFY_SYSTEM", Deadline(10))[0]["systemid"])
     finally:
