@@ -131,7 +131,7 @@ options:
     description: Its password, instead of O(login_password).
     type: str
   readonly_suffix:
-    description: Entries whose name ends like this lead to a standby; all others that lead to the primary lead to the new one afterwards.
+    description: Entries whose name ends like this, or this and a number, lead to a standby; all others that lead to the primary lead to the new one afterwards.
     type: str
     default: _ro
   readonly_databases:

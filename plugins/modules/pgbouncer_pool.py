@@ -114,7 +114,7 @@ options:
     description: Password of O(verify_user).
     type: str
   readonly_suffix:
-    description: Entries whose name ends like this need not lead to the primary.
+    description: Entries whose name ends like this, or like this and a number, need not lead to the primary.
     type: str
     default: _ro
   readonly_databases:

@@ -340,7 +340,7 @@ def test_a_server_that_does_not_answer_is_no_proof(poolers, primary, standby):
     assert stranger["failed"] and stranger["error"] == "Refused" and is_paused(poolers[1]) and "geheim" not in json.dumps(stranger)
     assert SUPERUSER_PASSWORD not in json.dumps(result)
     silent = call(poolers[1], state="running", nodes=cluster(primary, standby, port=free_port()))
-    assert silent["failed"] and is_paused(poolers[1]) and "none of the nodes" in silent["msg"]
+    assert silent["failed"] and is_paused(poolers[1]) and "no node that answers is a primary" in silent["msg"]
 
 
 def test_a_standby_can_be_asked_for(poolers):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from ansible_collections.pgfleet.ops.plugins.module_utils._errors import InvalidInput, NotConfirmed, Refused
 from ansible_collections.pgfleet.ops.plugins.module_utils._module import Context
-from ansible_collections.pgfleet.ops.plugins.module_utils._operations.pgbouncer_databases import ENTRY_OPTIONS, PoolerDatabases, Seen
+from ansible_collections.pgfleet.ops.plugins.module_utils._operations.pgbouncer_databases import ENTRY_OPTIONS, PGBOUNCER_DATABASES, PoolerDatabases, Seen
 from ansible_collections.pgfleet.ops.plugins.module_utils._pgbouncer.ini import Ini, Tree
 
 CONFIG = {"default_pool_size": "20", "min_pool_size": "0", "reserve_pool_size": "0", "max_db_connections": "0"}
@@ -20,6 +20,7 @@ class Case:
         self.warnings = []
         defaults = {key: option.get("default") for key, option in ENTRY_OPTIONS.items()}
         params = {
+            **{key: option.get("default") for key, option in PGBOUNCER_DATABASES.argument_spec.items()},
             "config_file": "/etc/x/databases.ini",
             "databases": [{**defaults, "state": "present", **entry} for entry in entries],
             "exclusive": exclusive,

@@ -13,15 +13,19 @@ import dataclasses
 import os
 import typing as t
 
-from .._errors import InvalidInput, NotConfirmed, NotReachable, OperationError, Refused, WaitTimeout
+from .._cluster.aliases import Lead, is_read_only, leads_of_database, leads_of_entries, proved_primary
+from .._cluster.model import Cluster, Node
+from .._errors import InvalidInput, NotConfirmed, NotReachable, OperationError, QueryFailed, Refused, WaitTimeout
 from .._host.files import FileFailed, read_text, write_atomic
 from .._module import CONNECTION, ArgumentSpec, Context, Operation
 from .._parallel import ask_all
 from .._pgbouncer.alias import Alias, behind
 from .._pgbouncer.console import ADMIN_DATABASE, Console, Row, console_target
-from .._pgbouncer.ini import DATABASES, KEYS_SINCE, NEWEST_KNOWN, QUOTED_NAMES_SINCE, Ini, Tree, without_secret
+from .._pgbouncer.ini import DATABASES, KEYS_SINCE, NEWEST_KNOWN, QUOTED_NAMES_SINCE, Ini, Tree, parse_params, without_secret
 from .._plan import Plan
 from .._wait import Deadline
+from .cluster_info import NODE_OPTIONS, check_nodes, observe_cluster
+from .pgbouncer_info import server_params
 
 # Options of an entry that are keys of its line under the same name.
 KEYS = (
@@ -52,13 +56,28 @@ PGBOUNCER_DATABASES = CONNECTION.merge(
     ArgumentSpec(
         {
             "config_file": {"type": "path", "required": True},
-            "databases": {"type": "list", "elements": "dict", "required": True, "options": ENTRY_OPTIONS},
+            "databases": {"type": "list", "elements": "dict", "options": ENTRY_OPTIONS},
+            "nodes": {"type": "list", "elements": "dict", "options": NODE_OPTIONS},
+            "cluster_user": {"type": "str"},
+            "cluster_password": {"type": "str", "no_log": True},
+            "database_list": {"type": "list", "elements": "str"},
+            "readonly_suffix": {"type": "str", "default": "_ro"},
+            "readonly_databases": {"type": "list", "elements": "str", "default": []},
+            "all_replicas": {"type": "bool", "default": False},
+            # What HandyRep's users have here may hold a password.
+            "extra_connect_param": {"type": "str", "no_log": True},
+            "without_standby": {"type": "str", "choices": ["primary", "fail"], "default": "primary"},
+            "verify": {"type": "bool", "default": True},
+            "on_failure": {"type": "str", "choices": ["report", "disable"], "default": "report"},
             "exclusive": {"type": "bool", "default": False},
             "unreachable": {"type": "str", "choices": ["fail", "skip"], "default": "fail"},
             "verify_user": {"type": "str"},
             "verify_password": {"type": "str", "no_log": True},
             "timeout": {"type": "float", "default": 5},
-        }
+        },
+        required_one_of=[("databases", "nodes")],
+        mutually_exclusive=[("databases", "nodes")],
+        required_by={"database_list": ["nodes"], "extra_connect_param": ["database_list"]},
     )
 )
 
@@ -76,6 +95,8 @@ class Seen:
     version: tuple[int, ...] | None
     runtime: dict[str, Row] | None
     config: dict[str, str | None]
+    problem: OperationError | None = None
+    """Why the file cannot be worked on, where that is no reason to stop at once."""
 
 
 class PoolerDatabases(Operation):
@@ -91,12 +112,22 @@ class PoolerDatabases(Operation):
         self._warned: set[str] = set()
         self._reloaded = False
         self._pending = False
-        self._wanted = _wanted(params["databases"])
+        self._primary: Node | None = None
+        self._wanted: dict[str, t.Mapping[str, t.Any]] = {}
+        if params["nodes"] is None:
+            self._wanted = _wanted(params["databases"])
+            if params["on_failure"] == "disable":
+                raise InvalidInput("on_failure=disable needs the option nodes", expected="to know who the primary is")
+        else:
+            check_nodes(params["nodes"])
+            if params["exclusive"] and params["database_list"] is None:
+                raise InvalidInput("exclusive needs a list of what stays", expected="the option databases or database_list")
+        self._extra = _extra(params)
 
     # -- observe
 
     def observe(self) -> Seen:
-        text = read_text(self._path)
+        cluster = self._ask_cluster()
         version: tuple[int, ...] | None = None
         runtime: dict[str, Row] | None = None
         config: dict[str, str | None] = {}
@@ -110,8 +141,65 @@ class PoolerDatabases(Operation):
                     raise NotReachable(error.message, action="Start the pooler, or set unreachable=skip to change only the file") from error
                 self._silent = error
                 self._warn("%s Only %s is looked after; the pooler reads it when it starts." % (NotReachable(error.message), self._path))
-        tree = self._load_tree(config)
-        return Seen(text, tree.files[self._path] if tree else _parse(text, self._path), tree, version, runtime, config)
+        try:
+            text = read_text(self._path)
+            tree = self._load_tree(config)
+            seen = Seen(text, tree.files[self._path] if tree else _parse(text, self._path), tree, version, runtime, config)
+        except OperationError as error:
+            if self.params["on_failure"] == "report" or runtime is None:
+                raise
+            return Seen("", Ini.parse(""), None, version, runtime, config, error)
+        if cluster is not None:
+            self._wanted = _wanted(self._entries_for(cluster, seen))
+        return seen
+
+    def _ask_cluster(self) -> Cluster | None:
+        """The nodes, asked anew each time. Raises Refused or SplitBrainRisk where there is no one primary."""
+        if self.params["nodes"] is None:
+            return None
+        cluster = observe_cluster(server_params(self.params, "cluster", "verify"), self.params["timeout"], read_only=True)
+        self._primary = proved_primary(cluster)
+        for node in cluster.nodes:
+            if not node.reachable:
+                self._warn("%s does not answer, and %s counts as the primary: %s." % (node.name, self._primary.name, node.problem))
+        return cluster
+
+    def _entries_for(self, cluster: Cluster, seen: Seen) -> list[dict[str, t.Any]]:
+        """The option databases as it has to be for the cluster's state."""
+        params = self.params
+        fallback = cluster.primary if params["without_standby"] == "primary" else None
+        entries = seen.ini.databases()
+        found = []
+        if params["database_list"] is None:
+            leads = leads_of_entries(cluster, entries, params["readonly_suffix"], params["readonly_databases"], fallback)
+            if not leads:
+                raise Refused(
+                    "no entry of %s leads to one of the nodes" % self._path,
+                    expected="an entry with host and port, or address and port, of one of %s" % ", ".join(node.name for node in cluster.nodes),
+                    action="Name the databases in database_list to have their entries made",
+                    entries={name: without_secret(entry) for name, entry in entries.items()},
+                )
+            found = [(lead, {}) for lead in leads]
+        else:
+            for name in params["database_list"]:
+                own = leads_of_database(cluster, name, entries, params["readonly_suffix"], params["all_replicas"], fallback)
+                found += [(lead, {"dbname": name, **self._extra}) for lead in own]
+        return [self._entry_for(cluster, lead, keys) for lead, keys in found]
+
+    def _entry_for(self, cluster: Cluster, lead: Lead, keys: t.Mapping[str, str]) -> dict[str, t.Any]:
+        # An address that leads there already may be written in other words.
+        target: dict[str, t.Any] = {} if lead.is_there else {"host": lead.node.peer_address, "port": lead.node.port}
+        given = {**target, **keys}
+        verified = self.params["verify"] and lead.name != "*"
+        return {
+            **dict.fromkeys(KEYS),
+            **{key: value for key, value in given.items() if key in KEYS},
+            "name": lead.name,
+            "state": "present",
+            "params": {key: value for key, value in given.items() if key not in KEYS},
+            "verify_role": ("primary" if lead.node is cluster.primary else "standby") if verified else None,
+            "read_only": lead.read_only,
+        }
 
     def _load_tree(self, config: t.Mapping[str, str | None]) -> Tree | None:
         """The files that the pooler reads, or None where this cannot be known. Raises Refused if ours is not among them."""
@@ -143,6 +231,8 @@ class PoolerDatabases(Operation):
 
     def plan(self, seen: Seen) -> Plan:
         plan = Plan()
+        if seen.problem is not None:
+            return self._plan_without_file(seen)
         ini = seen.ini.copy()
         before = ini.databases()
         changes = self._edit(ini, before, seen)
@@ -166,8 +256,51 @@ class PoolerDatabases(Operation):
                     before={name: difference[0] for name, difference in stale.items()} or None,
                     after={name: difference[1] for name, difference in stale.items()} or None,
                 )
+            shut = [name for name in self._writers() if seen.runtime.get(name, {}).get("disabled")]
+            if shut and self.params["on_failure"] == "disable":
+                plan.add(
+                    "enable %s of %s" % (", ".join(shut), self._target),
+                    lambda: self._enable(shut),
+                    subject="run time of %s" % self._target,
+                    before=dict.fromkeys(shut, "disabled"),
+                    after=dict.fromkeys(shut, "enabled"),
+                )
         self._pending = plan.changed
         return plan
+
+    def _plan_without_file(self, seen: Seen) -> Plan:
+        """The file cannot be worked on: what leads clients elsewhere than to the primary takes none any more."""
+        plan = Plan()
+        wrong = [name for name in self._elsewhere(seen.runtime or {}) if not (seen.runtime or {})[name]["disabled"]]
+        if wrong:
+            plan.add(
+                "disable %s of %s" % (", ".join(wrong), self._target),
+                lambda: self._disable(wrong),
+                subject="run time of %s" % self._target,
+                before=dict.fromkeys(wrong, "enabled"),
+                after=dict.fromkeys(wrong, "disabled"),
+            )
+        self._pending = plan.changed
+        return plan
+
+    def _writers(self) -> list[str]:
+        """Entries that lead to the primary, as far as clients can name them."""
+        return [name for name, entry in self._wanted.items() if entry["state"] == "present" and not entry.get("read_only", True) and name != "*"]
+
+    def _elsewhere(self, runtime: t.Mapping[str, Row]) -> list[str]:
+        """Entries for writers that lead to another node of the cluster, or elsewhere, at run time."""
+        names = self._writers()
+        if not self._wanted:
+            # Without a file only the cluster's own addresses tell which entries are its.
+            suffix, others = self.params["readonly_suffix"], self.params["readonly_databases"]
+            names = [name for name, row in runtime.items() if self._is_node(row) and not is_read_only(name, suffix, others)]
+            names += [name for name in self.params["database_list"] or () if name in runtime and name not in names]
+        primary = t.cast(Node, self._primary)
+        return [name for name in names if name in runtime and not primary.listens_at(runtime[name]["host"] or "", runtime[name]["port"])]
+
+    def _is_node(self, row: Row) -> bool:
+        nodes = [Node(entry["name"], entry["host"], entry["port"], address=entry["address"]) for entry in self.params["nodes"]]
+        return any(node.listens_at(row["host"] or "", row["port"]) for node in nodes)
 
     def _edit(self, ini: Ini, before: t.Mapping[str, t.Any], seen: Seen) -> list[str]:
         """Bring the file to what is wanted; what was done, in words."""
@@ -236,7 +369,10 @@ class PoolerDatabases(Operation):
     def _write(self, seen: str, text: str) -> None:
         if read_text(self._path) != seen:
             raise Refused("%s was changed by somebody else in the meantime" % self._path, action="Run the task again")
-        write_atomic(self._path, text)
+        try:
+            write_atomic(self._path, text)
+        except OperationError as error:
+            raise self._not_wrong(error) from error
 
     def _reload(self) -> None:
         if self._console is None:
@@ -245,23 +381,73 @@ class PoolerDatabases(Operation):
         self._console.reload()
         self._reloaded = True
 
+    def _enable(self, names: t.Sequence[str]) -> None:
+        console = t.cast(Console, self._console)
+        # RELOAD answers with success whatever it makes of the file.
+        wrong = sorted(set(names) & set(self._elsewhere(console.databases())))
+        if wrong:
+            raise NotConfirmed(
+                "%s of %s stays disabled: after a RELOAD it still leads elsewhere than to %s"
+                % (", ".join(wrong), self._target, self._primary and self._primary.name),
+                action="Look into the pooler's log",
+            )
+        for name in names:
+            console.enable(name)
+
+    def _disable(self, names: t.Sequence[str]) -> None:
+        """No new clients, and those that are in are let go: they would be served by a server that is not the primary."""
+        console = t.cast(Console, self._console)
+        for name in names:
+            console.disable(name)
+            # A pooler that is paused as a whole takes no KILL, and serves nobody.
+            with contextlib.suppress(QueryFailed):
+                console.kill(name)
+                console.resume(name, missing_ok=True)
+
+    def _not_wrong(self, error: OperationError, names: t.Collection[str] = ()) -> OperationError:
+        """What is told of a failure, after entries that lead elsewhere than to the primary were disabled where that is wanted."""
+        if self.params["on_failure"] == "report" or self._console is None or self.context.check_mode:
+            return error
+        try:
+            wrong = sorted({*self._elsewhere(self._console.databases()), *names})
+            self._disable(wrong)
+        except OperationError as second:
+            error.facts["disabled"] = []
+            error.message = "%s. Clients may be led to the wrong server: %s" % (error.message.rstrip("."), second.message)
+            return error
+        error.facts["disabled"] = wrong
+        if wrong:
+            error.message = "%s. Clients of %s are refused meanwhile" % (error.message.rstrip("."), ", ".join(wrong))
+        return error
+
     def confirm(self, seen: Seen) -> None:
+        if seen.problem is not None:
+            raise self._not_wrong(seen.problem)
         if self._reloaded and seen.runtime is None:
             raise NotConfirmed("%s stopped to answer after the RELOAD" % self._target)
         left = self.plan(seen)
         if not left.changed:
             return
         stale = self._stale(seen, seen.ini.databases())
-        raise NotConfirmed(
-            "after a RELOAD %s still differs from %s: %s"
-            % (self._target, self._path, "; ".join('"%s" is %s instead of %s' % (name, was, wanted) for name, (was, wanted) in stale.items()) or left.names),
-            action="Look into the pooler's log: PgBouncer answers a RELOAD with success also when it refuses the file, and then would not start from it",
-            stale=stale,
+        raise self._not_wrong(
+            NotConfirmed(
+                "after a RELOAD %s still differs from %s: %s"
+                % (
+                    self._target,
+                    self._path,
+                    "; ".join('"%s" is %s instead of %s' % (name, was, wanted) for name, (was, wanted) in stale.items()) or left.names,
+                ),
+                action="Look into the pooler's log: PgBouncer answers a RELOAD with success also when it refuses the file, and then would not start from it",
+                stale=stale,
+            )
         )
 
     # -- report
 
     def report(self, seen: Seen) -> dict[str, t.Any]:
+        if seen.problem is not None:
+            # In check mode, or where everything that leads elsewhere is disabled already.
+            raise seen.problem
         verified = None
         if not (self._pending and self.context.check_mode):
             verified = self._verify(seen)
@@ -273,6 +459,7 @@ class PoolerDatabases(Operation):
             "runtime": None if seen.runtime is None else list(seen.runtime.values()),
             "reloaded": self._reloaded,
             "verified": verified,
+            "primary": self._primary.name if self._primary else None,
         }
 
     def _verify(self, seen: Seen) -> dict[str, t.Any] | None:
@@ -290,20 +477,24 @@ class PoolerDatabases(Operation):
         aliases = [Alias(name, roles[name], target.to(dbname=name)) for name in sorted(roles)]
         answers = ask_all(aliases, lambda alias: behind(alias, deadline), deadline)
         found: dict[str, t.Any] = {}
-        problems = []
+        problems, wrong = [], []
         for alias, answer in zip(aliases, answers):
             if isinstance(answer, OperationError):
                 problems.append('"%s" cannot be asked: %s' % (alias.name, answer.message))
                 continue
             found[alias.name] = answer
             if answer["role"] != alias.role:
+                wrong += [alias.name] if alias.name in self._writers() else []
                 problems.append('"%s" leads to a %s (%s:%s)' % (alias.name, answer["role"], answer["server_address"] or "socket", answer["server_port"]))
         if problems:
-            raise NotConfirmed(
-                "not every alias of %s leads where it should: %s" % (self._target, "; ".join(problems)),
-                expected=", ".join('"%s" leads to a %s' % item for item in sorted(roles.items())),
-                action="Point the entries at the right servers, or correct verify_role, verify_user and verify_password",
-                verified=found,
+            raise self._not_wrong(
+                NotConfirmed(
+                    "not every alias of %s leads where it should: %s" % (self._target, "; ".join(problems)),
+                    expected=", ".join('"%s" leads to a %s' % item for item in sorted(roles.items())),
+                    action="Point the entries at the right servers, or correct verify_role, verify_user and verify_password",
+                    verified=found,
+                ),
+                wrong,
             )
         return found
 
@@ -334,6 +525,15 @@ def _wanted(entries: t.Sequence[t.Mapping[str, t.Any]]) -> dict[str, t.Mapping[s
         if entry["verify_role"] and (name == "*" or entry["state"] == "absent"):
             raise InvalidInput('database "%s": verify_role needs an entry that clients can name' % name)
         found[name] = entry
+    return found
+
+
+def _extra(params: t.Mapping[str, t.Any]) -> dict[str, str]:
+    """HandyRep's extra_connect_param as keys of an entry."""
+    found = parse_params(params["extra_connect_param"] or "")
+    taken = sorted({"host", "port", "dbname"} & set(found))
+    if taken:
+        raise InvalidInput("extra_connect_param has %s" % ", ".join(taken), expected="other keys: these come from the state of the cluster")
     return found
 
 

@@ -77,6 +77,16 @@ def poolers_of(params: t.Mapping[str, t.Any]) -> list[Pooler]:
     return found
 
 
+def server_params(params: t.Mapping[str, t.Any], *logins: str) -> dict[str, t.Any]:
+    """The options for connections to servers, whose login is not the console's.
+
+    ``logins`` are names of options before ``_user`` and ``_password``; the first one with a user counts, after them the console's.
+    """
+    login = next((login for login in logins if params[login + "_user"]), "login")
+    none = dict.fromkeys(("login_db", "login_host", "login_port", "login_unix_socket"))
+    return {**params, **none, "login_user": params[login + "_user"], "login_password": params[login + "_password"]}
+
+
 def describe_pooler(target: Target, subsets: t.Collection[str], deadline: Deadline) -> dict[str, t.Any]:
     """What one pooler says. Raises the errors of Console."""
     console = Console.open(target, timeout=deadline.left)

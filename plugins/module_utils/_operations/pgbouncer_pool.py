@@ -13,8 +13,9 @@ import dataclasses
 import time
 import typing as t
 
+from .._cluster.aliases import is_read_only, proved_primary
 from .._cluster.model import Cluster
-from .._errors import InvalidInput, NotConfirmed, NotReachable, OperationError, QueryFailed, Refused, RolledBack, SplitBrainRisk, WaitTimeout
+from .._errors import InvalidInput, NotConfirmed, NotReachable, OperationError, QueryFailed, Refused, RolledBack, WaitTimeout
 from .._host.guardian import Guardian
 from .._module import CONNECTION, ArgumentSpec, Context, Operation
 from .._parallel import ask_all
@@ -24,7 +25,7 @@ from .._plan import Plan
 from .._sql.connection import Target
 from .._wait import Deadline
 from .cluster_info import NODE_OPTIONS, check_nodes, observe_cluster
-from .pgbouncer_info import POOLER_OPTIONS, Pooler, poolers_of
+from .pgbouncer_info import POOLER_OPTIONS, Pooler, poolers_of, server_params
 
 PGBOUNCER_POOL = CONNECTION.merge(
     ArgumentSpec(
@@ -185,15 +186,16 @@ class PoolState(Operation):
     def _role_of(self, name: str) -> str | None:
         """The role that has to stand behind an entry, None for any."""
         role: str = self.params["verify_role"]
-        suffix = self.params["readonly_suffix"]
-        is_read_only = (suffix and name.endswith(suffix)) or name in self.params["readonly_databases"]
-        return None if role == "any" or (role == "primary" and is_read_only) else role
+        may_be_standby = role == "primary" and is_read_only(name, self.params["readonly_suffix"], self.params["readonly_databases"])
+        return None if role == "any" or may_be_standby else role
 
     def _prove(self, seen: Seen) -> list[Proof]:
         deadline = Deadline(self.params["timeout"])
         entries = self._released(seen)
         if self.params["nodes"] is not None:
-            cluster = observe_cluster(self._asking(), self.params["timeout"], read_only=True)
+            cluster = observe_cluster(server_params(self.params, "verify"), self.params["timeout"], read_only=True)
+            if self.params["verify_role"] == "primary":
+                proved_primary(cluster)
             return [self._prove_by_cluster(cluster, pooler, name, seen.views[pooler.name]) for pooler, name in entries]
         answers = ask_all(entries, lambda entry: self._prove_by_asking(*entry, seen.views[entry[0].name], deadline), deadline, at_most=_AT_ONCE)
         return [
@@ -201,21 +203,10 @@ class PoolState(Operation):
             for (pooler, name), answer in zip(entries, answers)
         ]
 
-    def _asking(self) -> dict[str, t.Any]:
-        """The options with the login for servers in the place of the console's."""
-        login = ("verify_user", "verify_password") if self.params["verify_user"] else ("login_user", "login_password")
-        user, password = (self.params[option] for option in login)
-        return {**self.params, "login_user": user, "login_password": password, "login_db": None, "login_host": None, "login_unix_socket": None}
-
     def _server(self, host: str, port: int, dbname: str) -> Target:
-        return Target.from_params(self._asking(), host=host, port=port, dbname=dbname)
+        return Target.from_params(server_params(self.params, "verify"), host=host, port=port, dbname=dbname)
 
     def _prove_by_cluster(self, cluster: Cluster, pooler: Pooler, name: str, view: View) -> Proof:
-        if len(cluster.primaries) > 1:
-            raise SplitBrainRisk(
-                "%d nodes are a primary: %s" % (len(cluster.primaries), ", ".join(node.name for node in cluster.primaries)),
-                action="Nothing was resumed. Stop all but one, and let those follow it",
-            )
         role = self._role_of(name)
         row = view.databases[name]
         roles = set()

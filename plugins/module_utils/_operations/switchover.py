@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import typing as t
 
+from .._cluster.aliases import is_read_only
 from .._cluster.model import Cluster, Node
 from .._cluster.switchover import PoolerView, Transaction, read_only_target, refusals
 from .._errors import InvalidInput, NotConfirmed, OperationError, Refused
@@ -221,8 +222,7 @@ class Switchover(Operation):
         return seen["pid"] is None and seen["standby_signal"] and seen["system_identifier"] == primary.system_identifier
 
     def _is_read_only(self, name: str) -> bool:
-        suffix = self.params["readonly_suffix"]
-        return name in self.params["readonly_databases"] or bool(suffix and name.endswith(suffix))
+        return is_read_only(name, self.params["readonly_suffix"], self.params["readonly_databases"])
 
     def _look_at_pooler(self, pooler: Pooler, cluster: Cluster, candidate: Node, deadline: Deadline) -> PoolerView:
         options = pooler.options

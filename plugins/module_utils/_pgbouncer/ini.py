@@ -370,6 +370,17 @@ class Tree:
                 yield path, ini, token
 
 
+def parse_params(text: str) -> dict[str, str]:
+    """The parameters of an entry's text, ``key=value key='another value'``. Raises InvalidInput where PgBouncer would refuse them."""
+    try:
+        return {pair.key: pair.value for pair in _parse_pairs(text)}
+    except ValueError as error:
+        # The text itself stays out of the message: it may hold a password.
+        raise InvalidInput(
+            "a list of parameters cannot be read: %s" % error, expected="key=value, separated by spaces, values with spaces in single quotes"
+        ) from error
+
+
 def without_secret(params: t.Mapping[str, str]) -> dict[str, str]:
     """An entry's parameters as they may be shown."""
     return {key: _HIDDEN if key == _SECRET else value for key, value in params.items()}
