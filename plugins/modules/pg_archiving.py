@@ -71,6 +71,7 @@ notes:
   - A pipe ends as its last command does, so a failure before it may go unseen. Put what needs more than one command into a script that checks each of them,
     as the role wal_archive does.
 seealso:
+  - module: pgfleet.ops.pg_archive_cleanup
   - module: pgfleet.ops.pg_instance
 author:
   - pgfleet.ops contributors (@pgfleet)

@@ -201,11 +201,12 @@ class Postgres:
     def _run(self, program, *arguments, **kwargs):
         return self.system.run([self.system.bin / program, *arguments], **kwargs)
 
-    def init(self):
+    def init(self, *more):
+        """``more`` are further options of initdb."""
         secret = self.base / "secret"
         self.write(secret, SUPERUSER_PASSWORD + "\n")
         options = ["-k"] if self.checksums else []
-        self._run("initdb", "-D", self.data, "-A", "scram-sha-256", "-U", "postgres", "--pwfile", secret, "-N", "--locale=C.UTF-8", *options)
+        self._run("initdb", "-D", self.data, "-A", "scram-sha-256", "-U", "postgres", "--pwfile", secret, "-N", "--locale=C.UTF-8", *options, *more)
         secret.unlink()
         for name in ("postgresql.conf", "pg_hba.conf", "pg_ident.conf"):
             (self.data / name).unlink()

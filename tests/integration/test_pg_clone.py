@@ -247,8 +247,8 @@ def test_refuses_a_directory_with_other_things(node, source):
 
 
 def test_refuses_a_place_inside_another_data_directory(node, source):
-    refused(node, source, "inside another data directory", data_directory=source.data / "base" / "new")
-    refused(node, source, "inside another data directory", data_directory=source.data / "pg_wal", reclone=True)
+    refused(node, source, "inside a data directory", data_directory=source.data / "base" / "new")
+    refused(node, source, "inside a data directory", data_directory=source.data / "pg_wal", reclone=True)
     assert source.value("SELECT 1") == 1
 
 

@@ -58,10 +58,10 @@ def test_a_mount_root_is_refused(monkeypatch, tmp_path):
 
 def test_no_data_directory_inside_another(tmp_path):
     make_cluster(tmp_path / "one")
-    with pytest.raises(Refused, match="inside another"):
+    with pytest.raises(Refused, match="inside a data directory"):
         datadir.refuse_path(str(tmp_path / "one" / "base" / "two"))
     (tmp_path / "link").symlink_to(tmp_path / "one" / "base")
-    with pytest.raises(Refused, match="inside another"):
+    with pytest.raises(Refused, match="inside a data directory"):
         datadir.refuse_path(str(tmp_path / "link" / "two"))
     assert datadir.refuse_path(str(tmp_path / "one")) == str(tmp_path / "one")
 
@@ -125,6 +125,7 @@ def test_settings_are_set_once():
 def test_command_of_the_copy():
     argv = basebackup_command("/b/pg_basebackup", "/d", "host=h user=u", "fast", "slot", "20M", "/wal", {"/a=b": "/c=d"})
     assert argv[0] == "/b/pg_basebackup" and "--no-password" in argv and "--checkpoint=fast" in argv and "--slot=slot" in argv
+    assert "--label=pgfleet.ops clone" in argv
     assert r"--tablespace-mapping=/a\=b=/c\=d" in argv and "--waldir=/wal" in argv and "--max-rate=20M" in argv
     assert not any("password=" in word and "no-password" not in word for word in argv)
 

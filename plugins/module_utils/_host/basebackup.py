@@ -21,6 +21,9 @@ from .._errors import CommandFailed
 from .._wait import Deadline, wait_for
 from .command import run_command
 
+LABEL = "pgfleet.ops clone"
+"""What the base backup of a clone is called; pg_archive_cleanup leaves it out by its default ignore_labels."""
+
 
 def basebackup_command(
     program: str,
@@ -35,6 +38,8 @@ def basebackup_command(
     """The argument list of pg_basebackup. The connection string must hold no password: other users see it."""
     # --no-password: a prompt would wait for ever.
     argv = [program, "--pgdata=%s" % destination, "--dbname=%s" % conninfo, "--no-password", "--checkpoint=%s" % checkpoint, "--wal-method=stream"]
+    # Its history file comes into the WAL archive, where it must not count as a backup that somebody keeps.
+    argv.append("--label=%s" % LABEL)
     if slot_name:
         argv.append("--slot=%s" % slot_name)
     if max_rate:

@@ -45,13 +45,13 @@ def home_directories() -> set[str]:
     return {os.path.realpath(account.pw_dir) for account in pwd.getpwall() if account.pw_dir}
 
 
-def refuse_path(path: str) -> str:
-    """The real path of a directory that may be replaced as a whole. Raises Refused for one that never may.
+def refuse_path(path: str, what: str = "the data directory") -> str:
+    """The real path of a directory whose content may be replaced or removed. Raises Refused for one that never may.
 
     This looks only at where the path leads, not at what is in the directory.
     """
     if not path or not os.path.isabs(path):
-        raise Refused('the data directory is "%s"' % path, expected="an absolute path")
+        raise Refused('%s is "%s"' % (what, path), expected="an absolute path")
     real = os.path.realpath(path)
     parts = [part for part in real.split("/") if part]
     homes = home_directories()
@@ -63,15 +63,14 @@ def refuse_path(path: str) -> str:
     elif any(home.startswith(real + "/") and os.path.isdir(home) for home in homes):
         why = "a directory above a user's home"
     elif os.path.ismount(real):
-        why = "the root of a mounted file system, which cannot be replaced by a rename"
+        # It cannot be replaced by a rename, and while nothing is mounted another directory is in its place.
+        why = "the root of a mounted file system"
     if why:
-        raise Refused(
-            "the data directory %s is %s" % (_named(path, real), why), action="Name a directory below it that belongs to this instance alone", path=real
-        )
+        raise Refused("%s %s is %s" % (what, _named(path, real), why), action="Name a directory below it that is for nothing else", path=real)
     above = os.path.dirname(real)
     while above != "/":
         if is_data_directory(above):
-            raise Refused("the data directory %s is inside another data directory, %s" % (_named(path, real), above), path=real)
+            raise Refused("%s %s is inside a data directory, %s" % (what, _named(path, real), above), path=real)
         above = os.path.dirname(above)
     return real
 

@@ -36,6 +36,8 @@ SELECT json_build_object(
       (SELECT min_recovery_end_timeline FROM pg_control_recovery()),
       (SELECT received_tli FROM pg_stat_wal_receiver))
     ELSE ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int END,
+  'redo_lsn', (SELECT redo_lsn FROM pg_control_checkpoint()),
+  'wal_segment_size', (SELECT bytes_per_wal_segment FROM pg_control_init()),
   'current_lsn', CASE WHEN NOT recovering THEN pg_current_wal_lsn() END,
   'received_lsn', CASE WHEN recovering THEN pg_last_wal_receive_lsn() END,
   'replayed_lsn', CASE WHEN recovering THEN pg_last_wal_replay_lsn() END,
