@@ -48,7 +48,9 @@ PLUGINS: dict[str, Replacement] = {
     "promote_pg_ctl": Replacement("pgfleet.ops.pg_promote, with proof that no other primary writes"),
     "restart_pg_ctl": Replacement("pgfleet.ops.pg_instance with method pg_ctl"),
     "restart_service": Replacement("pgfleet.ops.pg_instance with method systemd"),
-    "restart_daemontools": Replacement("a method of your own around svc, see docs/methods.md of this collection", True),
+    "restart_daemontools": Replacement(
+        "pgfleet.ops.pg_instance with method command, start_command [svc, -u, /service/NAME] and stop_command [svc, -d, /service/NAME]", True
+    ),
     "clone_basebackup": Replacement("pgfleet.ops.pg_clone, which copies beside the old directory and swaps when the copy is verified"),
     "clone_rsync": Replacement(
         "pgfleet.ops.pg_clone: PostgreSQL 15 removed the exclusive backup that it used; pg_rewind saves the copy where that is possible", True

@@ -312,7 +312,7 @@ def test_an_encrypted_file_is_read(files, warnings):
         ("auto_failover = off", "auto_failover = True", "auto_failover", "check_failover"),
         ("archiving = False", "archiving = True", "archive_two_servers", "pgfleet.ops.pg_archiving"),
         ("remaster = None", "restart_master = 1", "restart_master", "pgfleet.ops.restart_cluster"),
-        ("restart_method = restart_service", "restart_method = restart_daemontools", "restart_daemontools", "docs/methods.md"),
+        ("restart_method = restart_service", "restart_method = restart_daemontools", "restart_daemontools", "start_command"),
         ("remaster = None", "poll_intervall = 3", "failover.poll_intervall", "nothing that HandyRep's core knows"),
         ("[failover]", "[failovr]\n[failover]", "failovr", "no section"),
         ("port = 5440", "clone_method = clone_zfs", "clone_zfs", "docs/methods.md"),
