@@ -207,6 +207,23 @@ def test_a_deployment_over_it_is_refused_before_anything_is_changed(migrated):
     assert {path: path.read_bytes() for node in migrated.site.nodes for path in node.config.iterdir()} == before
 
 
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("pgbouncer_admin_password", "Set pgbouncer_admin_password for pooler1, the password of pooler_admin on its console."),
+        ("postgresql_node_superuser_password", 'does not let user "postgres" in: fe_sendauth: no password supplied'),
+    ],
+)
+def test_a_password_that_was_forgotten_is_named(migrated, missing, message):
+    path = migrated.base / "group_vars" / "shop_1.json"
+    path.write_text(json.dumps({key: value for key, value in GROUP_VARS.items() if key != missing}))
+    try:
+        output = migrated.play("switch_over", "-e", "cluster=shop_1", "-e", "candidate=" + migrated.other(), "--check", fails=True)
+    finally:
+        path.write_text(json.dumps(GROUP_VARS))
+    assert message in " ".join(output.split()).replace('\\"', '"')
+
+
 def test_a_switchover_in_check_mode_changes_nothing(migrated):
     before = migrated.site.fingerprint()
     output = migrated.play("switch_over", "-e", "cluster=shop_1", "-e", "candidate=" + migrated.other(), "--check")
