@@ -9,8 +9,9 @@ from ansible_collections.pgfleet.ops.plugins.module_utils._errors import Invalid
 from ansible_collections.pgfleet.ops.plugins.module_utils._plan import Plan
 from ansible_collections.pgfleet.ops.plugins.module_utils._powa import datasource as d
 from ansible_collections.pgfleet.ops.plugins.module_utils._powa import datasource_check as check
-from ansible_collections.pgfleet.ops.plugins.module_utils._powa.datasource_catalog import FoundTable, parse_path
+from ansible_collections.pgfleet.ops.plugins.module_utils._powa.datasource_catalog import FoundTable
 from ansible_collections.pgfleet.ops.plugins.module_utils._powa.datasource_history import Layout, describe_changes, plan_tables
+from ansible_collections.pgfleet.ops.plugins.module_utils._sql.values import split_names
 
 LABEL = {"name": "what", "type": "text", "kind": "label"}
 GAUGE = {"name": "level", "type": "integer", "kind": "gauge"}
@@ -123,7 +124,7 @@ def test_columns_are_compared_by_position():
 
 
 def test_search_paths_as_the_catalogs_show_them():
-    assert parse_path('pg_catalog, "My ""S""", pg_temp') == ("pg_catalog", 'My "S"', "pg_temp")
+    assert split_names('pg_catalog, "My ""S""", pg_temp') == ["pg_catalog", 'My "S"', "pg_temp"]
 
 
 def tables(labels, metrics):

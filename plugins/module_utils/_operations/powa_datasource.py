@@ -20,7 +20,7 @@ from .._plan import Plan
 from .._powa import datasource_catalog as catalog
 from .._powa import datasource_check as check
 from .._powa import datasource_history as history
-from .._powa.datasource import Declaration, Function, Names, check_name, check_types, parse_columns, repository_functions, source_function
+from .._powa.datasource import Declaration, Function, Names, check_name, check_types, parse_columns, quote, repository_functions, source_function
 from .._powa.datasource_check import Fault
 from .._powa.datasources import Entry, Registration
 from .._powa.repository import Registered, Repository, open_repository
@@ -68,6 +68,7 @@ class _Side(Operation):
                 bool(params["security_definer"]),
                 tuple(params.get("extensions") or ()),
             )
+        self._session: Session | None = None
         self._repository: Repository | None = None
 
     @property
@@ -89,26 +90,28 @@ class _Side(Operation):
     def repository(self) -> Repository:
         """PoWA's extension in the session's database, on either side."""
         if self._repository is None:
-            session = connect(Target.from_params(self.params, dbname=self.params.get("login_db") or "powa"), read_only=self.context.check_mode)
-            self._session = session
-            self._repository = open_repository(session)
+            self._session = connect(Target.from_params(self.params, dbname=self.params.get("login_db") or "powa"), read_only=self.context.check_mode)
+            self._repository = open_repository(self._session)
         return self._repository
 
     @property
     def session(self) -> Session:
         return self.repository.session
 
-    def typed(self) -> tuple[Declaration | None, dict[str, str | None]]:
+    def typed(self) -> Declaration | None:
         if self.declared is None:
-            return None, {}
+            return None
         types, categories = catalog.read_types(self.session, self.declared.columns)
         check_types(self.declared.columns, categories)
-        return self.declared.typed(types), categories
+        return self.declared.typed(types)
+
+    def failed_call(self, label: str, schema: str, error: QueryFailed) -> Fault:
+        """Why calling the source failed on a server."""
+        return check.failed_call(label, self.source, schema, error.message, error.facts.get("sqlstate"), self.params["source_timeout"])
 
     def close(self) -> None:
-        session = getattr(self, "_session", None)
-        if session is not None:
-            session.close()
+        if self._session is not None:
+            self._session.close()
 
 
 def refuse_foreign(what: str) -> None:
@@ -135,9 +138,8 @@ class RemoteSide(_Side):
     def __init__(self, params: t.Mapping[str, t.Any], context: Context) -> None:
         super().__init__(params, context)
         self.roles = list(dict.fromkeys(params.get("grant_to") or ()))
-        for option in ("servers",):
-            if params.get(option):
-                raise InvalidInput("%s belongs to side=repository" % option)
+        if params.get("servers"):
+            raise InvalidInput("servers belongs to side=repository")
         self.source = self.functions.get("query_source", self.names.source)
 
     def observe(self) -> RemoteSeen:
@@ -152,7 +154,7 @@ class RemoteSide(_Side):
 
     def _observe(self) -> RemoteSeen:
         session = self.session
-        declaration, _categories = self.typed()
+        declaration = self.typed()
         extensions = session.rows("SELECT e.extname AS name, n.nspname AS schema FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace")
         wanted = list(self.declared.extensions) if self.declared else []
         roles = session.rows(
@@ -219,7 +221,7 @@ class RemoteSide(_Side):
                 with self.session.rehearsal():
                     self._call()
             except QueryFailed as error:
-                faults.append(check.failed_call(label, self.source, schema, error.message, error.facts.get("sqlstate"), self.params["source_timeout"]))
+                faults.append(self.failed_call(label, schema, error))
         return faults
 
     def _plan_absent(self, plan: Plan, seen: RemoteSeen) -> None:
@@ -301,10 +303,7 @@ class RemoteSide(_Side):
                     self._call()
             except QueryFailed as error:
                 who = "%s as %s" % (self.session.target, role) if role else str(self.session.target)
-                check.refuse(
-                    self.name,
-                    [check.failed_call(who, self.source, self.repository.schema, error.message, error.facts.get("sqlstate"), self.params["source_timeout"])],
-                )
+                check.refuse(self.name, [self.failed_call(who, self.repository.schema, error)])
 
     def report(self, seen: RemoteSeen) -> dict[str, t.Any]:
         return {
@@ -399,7 +398,7 @@ class RepositorySide(_Side):
 
     def _observe(self) -> RepositorySeen:
         repository = self.repository
-        declaration, _categories = self.typed()
+        declaration = self.typed()
         operations = {key: value for key, value in self.functions.items() if key in check.OPERATIONS}
         names = [*operations.values(), *self.names.functions]
         tables = catalog.read_tables(self.session, repository.schema, [*self.names.tables, self.names.record, self.transient])
@@ -441,19 +440,13 @@ class RepositorySide(_Side):
 
     def _probe_all(self, targets: t.Sequence[Registered]) -> list[Probe]:
         active = [(server, self._login(server)) for server in targets if server.active]
-        probes: list[Probe] = []
-        for start in range(0, len(active), PROBES_AT_ONCE):
-            part = active[start : start + PROBES_AT_ONCE]
-            answers = ask_all(part, lambda one: self._probe(*one), Deadline(self.params["source_timeout"] + 15))
-            for (server, _target), answer in zip(part, answers):
-                probes.append(self._unreachable(server, answer) if isinstance(answer, OperationError) else answer)
-        return probes
+        rounds = -(-len(active) // PROBES_AT_ONCE)
+        answers = ask_all(active, lambda one: self._probe(*one), Deadline((self.params["source_timeout"] + 15) * rounds), at_most=PROBES_AT_ONCE)
+        return [self._unreachable(server, answer) if isinstance(answer, OperationError) else answer for (server, _target), answer in zip(active, answers)]
 
     def _login(self, server: Registered) -> Target:
-        login = self.repository.login(server.id)
-        return Target(
-            login["host"], login["port"], login["user"], login["dbname"], login["password"] or None, dict(self.params.get("source_connect_params") or {})
-        )
+        password = self.repository.password(server.id) if server.has_password else None
+        return Target(server.host, server.port, server.user, server.dbname, password, dict(self.params.get("source_connect_params") or {}))
 
     @staticmethod
     def _unreachable(server: Registered, error: OperationError) -> Probe:
@@ -498,9 +491,7 @@ class RepositorySide(_Side):
             probe.yielded = [(name, names[type_]) for name, type_ in columns]
             probe.data = session.copy_out(sql.SQL("COPY (SELECT {}, * FROM {}) TO STDOUT").format(sql.Literal(probe.server.id), call))
         except QueryFailed as error:
-            probe.faults.append(
-                check.failed_call(probe.server.label, self.source, schema, error.message, error.facts.get("sqlstate"), self.params["source_timeout"])
-            )
+            probe.faults.append(self.failed_call(probe.server.label, schema, error))
 
     # Plan
 
@@ -728,9 +719,8 @@ class RepositorySide(_Side):
 
     def _drop(self, tables: t.Sequence[catalog.FoundTable], functions: t.Sequence[catalog.FoundFunction]) -> None:
         schema = self.repository.schema
-        locked = [name for name in (self.names.transient, self.names.current, self.names.history) if name in [table.name for table in tables]]
-        for name in locked:
-            self.session.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.Identifier(schema, name)))
+        there = {table.name for table in tables}
+        catalog.lock_tables(self.session, schema, [name for name in self.names.tables if name in there])
         for function in functions:
             catalog.drop_function(self.session, schema, function)
         for table in sorted(tables, key=lambda one: one.composite):
@@ -740,8 +730,9 @@ class RepositorySide(_Side):
 
     def _prove(self, probes: t.Sequence[Probe]) -> None:
         """A trial snapshot with what the servers yield now, by everybody who may collect, and all of it rolled back."""
+        roles = self._collecting_roles() if probes else []
         for probe in probes[:TRIALS]:
-            for role in self._collecting_roles():
+            for role in roles:
                 fault = self._trial(probe, role)
                 if fault:
                     check.refuse(self.name, [fault])
@@ -752,7 +743,7 @@ class RepositorySide(_Side):
             "SELECT rolname FROM pg_roles WHERE rolcanlogin AND NOT rolsuper AND pg_has_role(oid, 'MEMBER')"
             " AND has_table_privilege(oid, to_regclass(%s)::oid, 'INSERT') AND has_database_privilege(oid, current_database(), 'CONNECT')"
             " AND has_schema_privilege(oid, %s::text, 'USAGE') ORDER BY rolname",
-            ['"%s".%s' % (self.repository.schema.replace('"', '""'), MODEL_TRANSIENT), self.repository.schema],
+            ["%s.%s" % (quote(self.repository.schema), MODEL_TRANSIENT), self.repository.schema],
         )
         return [row["rolname"] for row in rows][:TRIALS] or [None]
 

@@ -120,7 +120,7 @@ class PowaServer(Operation):
         for one, after, extensions in met:
             password = one.password
             if password is None and after.id and after.has_password and not one.clear_password:
-                password = self.repository.login(after.id).get("password")
+                password = self.repository.password(after.id)
             extra = {key: value for key, value in self.connect_params.items() if key != "password" or password is None}
             host, port = one.endpoint or after.endpoint
             target = Target(host, port, one.user or after.user, one.dbname or after.dbname, password, extra)

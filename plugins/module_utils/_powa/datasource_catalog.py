@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 import typing as t
 
 from .._errors import InvalidInput, QueryFailed
 from .._sql.connection import Session, sql
+from .._sql.values import split_names
 from .datasource import LABEL, MARK, Column, Function
 
 
@@ -147,16 +147,11 @@ def read_functions(session: Session, schema: str, names: t.Collection[str]) -> d
     found: dict[str, list[FoundFunction]] = {}
     for row in rows:
         config = dict(setting.split("=", 1) for setting in row.pop("config") or ())
-        row["search_path"] = parse_path(config["search_path"]) if "search_path" in config else None
+        row["search_path"] = tuple(split_names(config["search_path"])) if "search_path" in config else None
         row["volatility"] = {"i": "IMMUTABLE", "s": "STABLE", "v": "VOLATILE"}[row["volatility"]]
         row["inputs"], row["executors"] = tuple(row["inputs"]), tuple(row["executors"])
         found.setdefault(row["name"], []).append(FoundFunction(**row))
     return found
-
-
-def parse_path(setting: str) -> tuple[str, ...]:
-    """Schemas in the text of a search_path."""
-    return tuple(quoted.replace('""', '"') or plain for quoted, plain in re.findall(r'"((?:[^"]|"")*)"|([^\s,"]+)', setting))
 
 
 def read_tables(session: Session, schema: str, names: t.Collection[str]) -> dict[str, FoundTable]:
@@ -232,6 +227,12 @@ def create_function(session: Session, schema: str, wanted: Function, found: Foun
         session.execute(sql.SQL("REVOKE ALL ON FUNCTION {} FROM PUBLIC").format(name))
     for role in dropped.executors if dropped is not None else ():
         session.execute(sql.SQL("GRANT EXECUTE ON FUNCTION {} TO {}").format(name, sql.Identifier(role)))
+
+
+def lock_tables(session: Session, schema: str, names: t.Iterable[str]) -> None:
+    """Keep snapshots out until the transaction ends. They take the tables in the order of ``Names.tables``: give them so, too."""
+    for name in names:
+        session.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.Identifier(schema, name)))
 
 
 def drop_function(session: Session, schema: str, found: FoundFunction) -> None:

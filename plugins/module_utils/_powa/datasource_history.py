@@ -20,7 +20,7 @@ from .._errors import Refused
 from .._plan import Plan
 from .._sql.connection import Session, sql
 from .datasource import MARK, Column, Declaration, Names, label_columns, quote, record_columns, transient_columns
-from .datasource_catalog import FoundTable
+from .datasource_catalog import FoundTable, lock_tables
 
 _OWN_LABELS = ("srvid", "coalesce_range", "records")
 
@@ -190,15 +190,9 @@ class Tables:
         self._run("CREATE UNLOGGED TABLE {transient} (%s)" % _plain(transient_columns(self.declaration)))
         self._run("COMMENT ON TABLE {transient} IS {mark}")
 
-    def lock(self, tables: t.Sequence[str]) -> None:
-        """Keep snapshots out until the transaction ends."""
-        for table in tables:
-            self._run("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE", table=table)
-
     def migrate(self, live: Layout, existing: t.Collection[str], purge: bool) -> None:
         """Make the tables anew and fill them with everything the old ones hold. ``existing`` are the names of all that are there."""
-        # In the order in which a snapshot takes them.
-        self.lock([name for name in (self.names.transient, self.names.current, self.names.history) if name in existing])
+        lock_tables(self.session, self.schema, [name for name in self.names.tables if name in existing])
         with_current = self.names.current in existing
         old = {"old_record": self._old("record"), "old_current": self._old("current"), "old_history": self._old("history")}
         extras = self._extras([self.names.current, self.names.history])

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import posixpath
-import re
 import typing as t
+
+from .._sql.values import split_names
 
 # In this order: PostgreSQL does not start with pg_stat_kcache before pg_stat_statements. powa itself is for local mode only.
 PRELOADED = ("pg_stat_statements", "pg_stat_kcache", "pg_qualstats", "pg_wait_sampling", "powa")
@@ -35,9 +36,7 @@ def debian_package(extension: str, major: int) -> str:
 
 def parse_libraries(setting: str) -> list[str]:
     """Names in shared_preload_libraries, without directory and file suffix."""
-    words = re.findall(r'"((?:[^"]|"")*)"|([^\s,"]+)', setting)
-    names = [(quoted.replace('""', '"') or plain) for quoted, plain in words]
-    return [posixpath.basename(name[:-3] if name.endswith(".so") else name) for name in names if name]
+    return [posixpath.basename(name[:-3] if name.endswith(".so") else name) for name in split_names(setting) if name]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -322,15 +322,9 @@ class Repository:
         """Remove all rows of a datasource, from all servers."""
         raise NotImplementedError
 
-    def login(self, srvid: int) -> dict[str, t.Any]:
-        """What the collector connects to a server with: host, port, user, dbname, password. Never for a result or a message."""
-        return (
-            self.session.row(
-                self.statement("SELECT hostname AS host, port, username AS user, dbname, password FROM {powa_servers} WHERE id = %s"),
-                [srvid],
-            )
-            or {}
-        )
+    def password(self, srvid: int) -> str | None:
+        """What the collector connects to a server with. Never for a result or a message."""
+        return self.session.value(self.statement("SELECT password FROM {powa_servers} WHERE id = %s"), [srvid]) or None
 
     def data_roles(self, table: str) -> dict[str | None, frozenset[str]]:
         """Rights that roles have on one of PoWA's own tables, by role (None: PUBLIC), the owner's left out."""

@@ -61,6 +61,11 @@ def to_jsonable(value: t.Any) -> t.Any:
     return str(value)
 
 
+def split_names(setting: str) -> list[str]:
+    """The names in a setting that is a list of them, such as search_path or shared_preload_libraries."""
+    return [quoted.replace('""', '"') or plain for quoted, plain in re.findall(r'"((?:[^"]|"")*)"|([^\s,"]+)', setting)]
+
+
 def lsn_to_int(lsn: str) -> int:
     """A log sequence number ``X/Y`` as a position in bytes."""
     high, low = lsn.split("/")
