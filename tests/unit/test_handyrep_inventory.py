@@ -137,7 +137,7 @@ def files(tmp_path):
             found = {}
             for group in sorted(manager.get_host(host).get_groups(), key=lambda group: group.depth):
                 found.update(group.get_vars())
-            return {**found, **{key: value for key, value in manager.get_host(host).vars.items()}}
+            return {**found, **manager.get_host(host).vars}
 
     return Files()
 

@@ -37,7 +37,7 @@ PARAMS = {"login_host": "db1", "method": "auto", "expect": ["up"], "expect_role"
 )
 def test_what_the_words_of_a_server_mean(words, kind, told):
     found = connection._failure(psycopg.OperationalError("connection failed: " + words), TARGET)
-    assert type(found) is kind and told in found.message
+    assert found.__class__ is kind and told in found.message
 
 
 @pytest.mark.parametrize(("pinged", "status"), [("up", "authentication_failed"), ("rejecting", "rejecting"), ("no_answer", "no_answer")])

@@ -106,7 +106,7 @@ class LockFile:
         except (ValueError, TypeError):
             found = None
         types = t.get_type_hints(Lock)
-        if found is None or not all(type(getattr(found, field.name)) is types[field.name] for field in dataclasses.fields(Lock)):
+        if found is None or not all(isinstance(getattr(found, field.name), types[field.name]) for field in dataclasses.fields(Lock)):
             raise self._not_understood("it is no lock that this version writes")
         if (found.cluster, found.member) != (self.cluster, self.member):
             raise self._not_understood("it is of cluster %s, member %s" % (found.cluster, found.member or "-"))
