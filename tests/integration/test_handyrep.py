@@ -96,7 +96,6 @@ exec setpriv --reuid "$user" --regid "$user" --clear-groups -- "$@"
 
 class Migrated:
     def __init__(self, lab):
-        pytest.importorskip("configobj", reason="requirements.txt names the library configobj, and it is not installed here")
         self.environment = {}
         self.site = Site(lab, poolers=1)
         (pooler,) = self.site.poolers

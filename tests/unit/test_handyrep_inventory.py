@@ -102,8 +102,6 @@ CONF = """
 @pytest.fixture
 def files(tmp_path):
     """A directory with an inventory file of the plugin and a handyrep.conf; returns what writes and parses them."""
-    pytest.importorskip("configobj", reason="requirements.txt names the library configobj, and it is not installed here")
-
     class Files:
         path = tmp_path
 
