@@ -269,6 +269,15 @@ nodes:
     archiver:
       description: What it has archived, where it last failed, and whether it is RV(ignore:failing) since.
       type: dict
+restart_problems:
+  description:
+    - What speaks against restarting the nodes in a certain order with the settings that their files have now, by order, a sentence each.
+    - A standby must not have less than its primary of C(max_connections), C(max_worker_processes), C(max_wal_senders), C(max_prepared_transactions) and
+      C(max_locks_per_transaction). So a higher value needs RV(ignore:standbys_first), a lower one RV(ignore:primary_first).
+      RV(ignore:standbys_only) leaves the primary alone, RV(ignore:switchover) restarts the standbys and then makes one of them the primary.
+  returned: success, and failure because of O(fail_on)
+  type: dict
+  sample: {standbys_only: [], standbys_first: [], primary_first: [], switchover: []}
 candidates:
   description:
     - All nodes but the primary, the best promotion target first, each with RV(ignore:eligible) and the reasons against it in RV(ignore:refusals).

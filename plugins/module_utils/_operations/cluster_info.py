@@ -12,6 +12,7 @@ import dataclasses
 import typing as t
 
 from .._cluster.model import SLOT_LIMIT_BYTES, STATUS_NUMBERS, Cluster, Node, Verdict
+from .._cluster.restart import restart_problems
 from .._errors import InvalidInput, OperationError, Unhealthy
 from .._module import LOGIN, ArgumentSpec, Operation
 from .._parallel import ask_all
@@ -91,6 +92,7 @@ def describe(cluster: Cluster, lag_limit_bytes: int, strategy: str, exclude: t.C
         "primaries": [node.name for node in cluster.primaries],
         "system_identifiers": sorted(cluster.system_identifiers),
         "topology": cluster.topology(),
+        "restart_problems": restart_problems(cluster),
         "nodes": {node.name: _describe_node(cluster, node, cluster.verdict(node, lag_limit_bytes, slot_limit_bytes)) for node in cluster.nodes},
         "candidates": [
             {**dataclasses.asdict(candidate), "eligible": candidate.eligible} for candidate in cluster.candidates(strategy, lag_limit_bytes, exclude)
@@ -118,7 +120,7 @@ def _describe_node(cluster: Cluster, node: Node, verdict: Verdict) -> dict[str, 
     sender = cluster.sender_of(node)
     wanted = cluster.synchronous(node)
     # The connection string may hold a password and stays here.
-    shown = {key: value for key, value in node.state.items() if key not in ("in_recovery", "primary_conninfo", "seconds_since_replay")}
+    shown = {key: value for key, value in node.state.items() if key not in ("in_recovery", "primary_conninfo", "seconds_since_replay", "standby_settings")}
     described.update(shown)
     described.update(
         {

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import typing as t
 
@@ -94,28 +95,32 @@ WHERE name ~ '^[0-9A-F]{24}$'
 """
 
 
-# What the files say of the settings that wait for a restart; a setting that was taken out of them gets its default back. Only for superusers
-# and who was granted to read the files. Settings of extensions may hold a secret.
-_PENDING = """
-SELECT json_object_agg(name, json_build_object('now', setting, 'then', coalesce(
-    (SELECT f.setting FROM pg_file_settings f WHERE lower(f.name) = lower(s.name) ORDER BY f.seqno DESC LIMIT 1), boot_val)))::text
-FROM pg_settings s WHERE pending_restart AND name NOT LIKE '%.%'
+# What the files say of the settings that wait for a restart, and of those that a standby may not have lower than its primary; a setting that was taken
+# out of the files gets its default back. Only for superusers and who was granted to read the files. Settings of extensions may hold a secret.
+_AFTER_RESTART = """
+SELECT json_object_agg(name, json_build_object('waits', pending_restart, 'now', setting, 'then', CASE WHEN source = 'command line' THEN setting ELSE coalesce(
+    (SELECT f.setting FROM pg_file_settings f WHERE lower(f.name) = lower(s.name) ORDER BY f.seqno DESC LIMIT 1), boot_val) END))::text
+FROM pg_settings s
+WHERE pending_restart AND name NOT LIKE '%.%'
+   OR name IN ('max_connections', 'max_worker_processes', 'max_wal_senders', 'max_prepared_transactions', 'max_locks_per_transaction')
 """
+_STANDBY_SETTINGS = ("max_connections", "max_worker_processes", "max_wal_senders", "max_prepared_transactions", "max_locks_per_transaction")
 
 
 def fetch_node_state(session: Session, deadline: Deadline) -> dict[str, t.Any]:
     """The node's own view: role, LSNs (text), timeline, receiver, senders, slots and what waits for a restart.
 
-    ``pending_values`` has both values of each setting that waits, and is None without the right to read the server's files.
+    ``pending_values`` has both values of each setting that waits, ``standby_settings`` those of the settings that a standby may not have lower than its
+    primary; both are None without the right to read the server's files.
     ``primary_conninfo`` may hold a password and must not leave the process. Works on PostgreSQL 13 and later.
     """
     state = json.loads(t.cast(str, session.ask_value(_STATE, deadline)))
     if state.pop("may_list_wal") and state["in_recovery"] and not state["receiver"]:
         state["timeline"] = max(state["timeline"], int(session.ask_value(_TIMELINE_OF_WAL, deadline) or 0))
-    state["pending_values"] = {}
-    if state["pending_restart"]:
-        try:
-            state["pending_values"] = json.loads(session.ask_value(_PENDING, deadline) or "{}")
-        except QueryFailed:
-            state["pending_values"] = None
+    state["pending_values"] = state["standby_settings"] = None
+    with contextlib.suppress(QueryFailed):
+        found = json.loads(t.cast(str, session.ask_value(_AFTER_RESTART, deadline)))
+        waiting = {name: values.pop("waits") for name, values in found.items()}
+        state["pending_values"] = {name: values for name, values in found.items() if waiting[name]}
+        state["standby_settings"] = {name: values for name, values in found.items() if name in _STANDBY_SETTINGS}
     return state
