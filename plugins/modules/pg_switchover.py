@@ -23,74 +23,6 @@ options:
     description: Name of the node in O(nodes) that becomes the primary.
     type: str
     required: true
-  nodes:
-    description: Every member of the cluster. Which of them is the primary is asked, not told.
-    type: list
-    elements: dict
-    required: true
-    suboptions:
-      name:
-        description: The node's name, unique in the list.
-        type: str
-        required: true
-      host:
-        description: Name or address where the host that runs this module reaches the node.
-        type: str
-        required: true
-      port:
-        description: The node's port.
-        type: int
-        default: 5432
-      address:
-        description: Name or address that the other nodes and the poolers use for it, if that is not O(nodes[].host).
-        type: str
-      priority:
-        description: Among other standbys, the one with the lowest number takes the read-only entries that led to the candidate.
-        type: int
-        default: 100
-      conninfo:
-        description:
-          - libpq keywords with which this node streams from whichever node is the primary, for example C(user), C(passfile) and C(sslmode).
-          - Without it the node's own C(primary_conninfo) counts, then the candidate's.
-          - A C(password) is refused, because it would be written to C(postgresql.auto.conf); name a C(passfile).
-        type: dict
-        default: {}
-      slot:
-        description:
-          - Name of the replication slot for this node on the primary.
-          - Without it the node's C(primary_slot_name) counts, then its name with underscores; no slot is made where the cluster uses none.
-        type: str
-      upstream:
-        description: Name of the standby that this node follows in a cascade; it is then left alone. All other nodes follow the primary.
-        type: str
-      data_directory:
-        description: The node's data directory; without it the server is asked. Needed to finish a switchover whose old primary is down.
-        type: path
-      config_file:
-        description: The node's C(postgresql.conf); without it the server is asked.
-        type: path
-      bin_directory:
-        description: Directory of C(pg_ctl) on the node's host.
-        type: path
-      method:
-        description: How the node's server is started, see M(pgfleet.ops.pg_instance).
-        type: str
-        choices: [auto, systemd, pg_ctlcluster, pg_ctl]
-        default: auto
-      unit:
-        description: The systemd unit for O(nodes[].method=systemd).
-        type: str
-      log_file:
-        description: The server's log for O(nodes[].method=pg_ctl).
-        type: path
-      shell:
-        description:
-          - The command before which a program runs on the node's host as the owner of the data directory (or root), such as
-            C([ssh, db1, sudo, -n, -u, postgres]). It is opened before anything is paused and must not ask for anything.
-          - Empty means this host and this user.
-        type: list
-        elements: str
-        default: []
   poolers:
     description: Every PgBouncer whose entries lead to the cluster. One that is left out goes on sending its clients to the old primary.
     type: list
@@ -170,6 +102,7 @@ extends_documentation_fragment:
   - pgfleet.ops.attributes
   - pgfleet.ops.attributes.changes
   - pgfleet.ops.connection.login
+  - pgfleet.ops.members
 notes:
   - The login must be a superuser; all nodes are asked with the same one.
   - The host that runs the module needs PostgreSQL connections to all nodes, a console on all poolers, and, for each node and pooler that is elsewhere,

@@ -1005,3 +1005,92 @@ def test_a_guardian_that_cannot_be_started_says_why():
     # It may be gone before it is sent its program, or after.
     with pytest.raises(NotReachable, match="permission denied"):
         controller.Guardian("db1", ["sh", "-c", "echo 'permission denied' >&2; exit 255"], {"part": "node"}, patience=1).call("look", Deadline(10))
+
+
+# -- a node that is down, for a promotion elsewhere ---------------------------------------------------------------------
+
+
+def test_a_fence_for_a_server_that_is_down(home, monkeypatch):
+    home.pid = None
+    home.state(program.SHUT_DOWN)
+    monkeypatch.setattr(home.node, "orphans", list)
+    with pytest.raises(program.Failure, match="not held"):
+        home.node.fence_down()
+    home.node.hold(0)
+    home.node.fence_down()
+    assert home.fenced
+    home.node.unfence()
+    assert not home.fenced
+
+
+@pytest.mark.parametrize("orphans", [[], [4712]])
+def test_a_fence_that_came_too_late(home, monkeypatch, orphans):
+    """A supervisor was faster: its server is, or will be, a primary. The file must not turn its next start into a surprise."""
+    home.pid = None if orphans else 4711
+    monkeypatch.setattr(home.node, "orphans", lambda: orphans)
+    home.node.hold(0)
+    with pytest.raises(program.Failure, match="a server works in"):
+        home.node.fence_down()
+    assert not home.fenced
+
+
+def test_a_fence_of_somebody_else_stays(home, monkeypatch):
+    home.pid = None
+    home.signal.touch()
+    monkeypatch.setattr(home.node, "orphans", list)
+    home.node.hold(0)
+    home.node.fence_down()
+    home.node.unfence()
+    assert home.fenced
+
+
+def test_processes_in_the_directory(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    named = tmp_path / "postgres"
+    named.symlink_to(sys.executable)
+    node = program.Node(str(data), [])
+
+    def work(argv):
+        return subprocess.Popen(argv, cwd=data, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    # Somebody's shell in the data directory is no server.
+    with work([sys.executable, "-c", "print(1, flush=True); input()"]) as other, work([named, "-c", "print(1, flush=True); input()"]) as server:
+        for process in (other, server):
+            process.stdout.readline()
+        assert node.orphans() == [server.pid]
+        for process in (other, server):
+            process.communicate(b"\n", timeout=60)
+    assert node.orphans() == []
+
+
+def test_what_a_control_file_knows(home):
+    block = bytearray(control_block(program.IN_PRODUCTION))
+    struct.pack_into("<I", block, 48, 2)
+    struct.pack_into("<QI", block, 136, CHECKPOINT + 7, 3)
+    home.control.write_bytes(bytes(block))
+    assert home.node.known() == {"timeline": 3, "position": CHECKPOINT + 7}
+    struct.pack_into("<Q", block, 136, 0)
+    home.control.write_bytes(bytes(block))
+    assert home.node.known()["position"] == CHECKPOINT + 1
+    struct.pack_into("<I", block, 8, 1900)
+    home.control.write_bytes(bytes(block))
+    with pytest.raises(program.Failure, match="version 1900"):
+        home.node.known()
+
+
+@pytest.mark.parametrize(
+    ("host", "here"), [("127.0.0.1", True), ("localhost", True), ("", True), ("/run/postgresql", True), ("192.0.2.1", False), ("no-such-host.invalid", False)]
+)
+def test_whose_address_it_is(host, here):
+    assert program.is_here(host) is here
+
+
+def test_what_a_promotion_is_told(home):
+    seen = home.node.look_for_proof(["192.0.2.1"])
+    assert (seen["pid"], seen["standby_signal"], seen["crashed"], seen["here"]) == (4711, False, True, False)
+    for state in (program.SHUT_DOWN, program.SHUT_DOWN_IN_RECOVERY, IN_ARCHIVE_RECOVERY):
+        home.state(state)
+        assert home.node.look_for_proof(["192.0.2.1", "127.0.0.1"])["crashed"] is False
+    assert home.node.look_for_proof(["127.0.0.1"])["here"] is True
+    assert seen["place"] == home.node.look_for_proof([])["place"] != program.Node(str(home.path / "global"), []).data

@@ -33,14 +33,18 @@ import os
 import select
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import syslog
 import threading
 import time
 
-# States in pg_control, src/include/catalog/pg_control.h. Layout of the first fields is the same in PostgreSQL 13 to 18.
+# States in pg_control, src/include/catalog/pg_control.h. The layout of the fields that are read here is the same in PostgreSQL 13 to 18.
+KNOWN_VERSIONS = (1300, 1700, 1800)
 SHUT_DOWN = 1
+SHUT_DOWN_IN_RECOVERY = 2
+IN_ARCHIVE_RECOVERY = 5
 IN_PRODUCTION = 6
 
 
@@ -87,6 +91,21 @@ def alive(pid):
         return False
 
 
+def is_here(host):
+    """Whether a name or an address is this machine's."""
+    if not host or host.startswith("/"):
+        return True
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)
+    except OSError:
+        return False
+    for family, kind, _protocol, _name, address in found:
+        with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
+            probe.bind((address[0], 0))
+            return True
+    return False
+
+
 class Node:
     """One PostgreSQL instance on this host."""
 
@@ -110,19 +129,73 @@ class Node:
             return None
         return pid if alive(pid) else None
 
-    def control(self):
-        """System identifier, state and position (bytes) of the last checkpoint, read from pg_control."""
+    def _control_block(self, size):
+        """The first bytes of pg_control."""
         # The server overwrites the file in place; whoever restores or replaces it may be in the middle of that.
         for _attempt in range(100):
             with open(os.path.join(self.data, "global", "pg_control"), "rb") as stream:
-                block = stream.read(40)
-            if len(block) == 40:
-                break
+                block = stream.read(size)
+            if len(block) == size:
+                return block
             time.sleep(0.001)
-        else:
-            raise Failure("pg_control of %s holds only %d bytes" % (self.data, len(block)))
+        raise Failure("pg_control of %s holds only %d bytes" % (self.data, len(block)))
+
+    def control(self):
+        """System identifier, state and position (bytes) of the last checkpoint, read from pg_control."""
+        block = self._control_block(40)
         identifier, _version, _catalog, state = struct.unpack_from("<QIII", block, 0)
         return str(identifier), state, struct.unpack_from("<Q", block, 32)[0]
+
+    def known(self):
+        """Timeline, and a position (bytes) up to which this node has WAL; it may have more."""
+        block = self._control_block(148)
+        _identifier, version = struct.unpack_from("<QI", block, 0)
+        if version not in KNOWN_VERSIONS:
+            raise Failure("pg_control of %s has version %d, known are %s" % (self.data, version, ", ".join(map(str, KNOWN_VERSIONS))))
+        (checkpoint,) = struct.unpack_from("<Q", block, 32)
+        (timeline,) = struct.unpack_from("<I", block, 48)
+        minimum, minimum_timeline = struct.unpack_from("<QI", block, 136)
+        # A checkpoint's position is where its record begins: who has its WAL has at least the byte behind.
+        return {"timeline": max(timeline, minimum_timeline), "position": max(checkpoint + 1, minimum)}
+
+    def orphans(self):
+        """Server processes that work in the data directory; some go on for a while where their postmaster was killed, and may still commit."""
+        found = []
+        for entry in os.listdir("/proc"):
+            # What belongs to another user, or has just ended, is none of ours.
+            with contextlib.suppress(OSError):
+                if not entry.isdigit() or not os.path.samefile("/proc/%s/cwd" % entry, self.data):
+                    continue
+                with open("/proc/%s/comm" % entry, encoding="utf-8") as stream:
+                    name = stream.read().strip()
+                if name.startswith(("postgres", "postmaster")) and alive(int(entry)):
+                    found.append(int(entry))
+        return sorted(found)
+
+    def look_for_proof(self, hosts):
+        """What a promotion elsewhere wants to know of this node, which need not be running.
+
+        ``hosts`` are the names and addresses that should be this machine's. ``place`` is the same for two names of one directory only.
+        """
+        try:
+            identifier, state, _checkpoint = self.control()
+            found = os.stat(self.data)
+            with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as stream:
+                boot = stream.read().strip()
+        except OSError as error:
+            raise Failure("cannot read %s: %s" % (self.data, error.strerror)) from error
+        if not os.access(self.data, os.W_OK):
+            raise Failure("user %d may not write to %s" % (os.geteuid(), self.data))
+        return {
+            "pid": self.postmaster(),
+            "orphans": self.orphans(),
+            "system_identifier": identifier,
+            "crashed": state not in (SHUT_DOWN, SHUT_DOWN_IN_RECOVERY, IN_ARCHIVE_RECOVERY),
+            "standby_signal": os.path.exists(self.signal_file),
+            "place": "%s:%d:%d" % (boot, found.st_dev, found.st_ino),
+            "here": any(is_here(host) for host in hosts),
+            **self.known(),
+        }
 
     def look(self):
         try:
@@ -182,6 +255,9 @@ class Node:
             raise Failure("it is not held by this operation")
         if not self.released and self.control()[1] != IN_PRODUCTION:
             raise Failure("pg_control of %s does not say that it is in production" % self.data)
+        self._write_signal()
+
+    def _write_signal(self):
         owner = os.stat(self.data)
         descriptor = os.open(self.signal_file, os.O_WRONLY | os.O_CREAT, 0o600)
         if os.geteuid() == 0:
@@ -190,6 +266,18 @@ class Node:
         os.close(descriptor)
         self._sync_directory()
         self.fenced = True
+
+    def fence_down(self):
+        """Fence a node that is down: whatever starts it from now on starts a standby."""
+        if self._lock is None:
+            raise Failure("it is not held by this operation")
+        if not os.path.exists(self.signal_file):
+            self._write_signal()
+        # A server that was started before the file was there has left its process id by now.
+        working = self.orphans()
+        if self.postmaster() is not None or working:
+            self.unfence()
+            raise Failure("a server works in %s (process %s)" % (self.data, self.postmaster() or ", ".join(map(str, working))))
 
     def _sync_directory(self):
         descriptor = os.open(self.data, os.O_RDONLY)

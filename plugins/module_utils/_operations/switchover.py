@@ -22,9 +22,10 @@ from .._pgbouncer.console import Console
 from .._pgbouncer.ini import DATABASES, Change, Ini, retarget
 from .._plan import Plan
 from .._sql.connection import Target
+from .._sql.standby import ENDS_RECOVERY
 from .._wait import Deadline
-from .cluster_info import NODE_OPTIONS, check_nodes
-from .switchover_window import Finish, Pooler, Run, Seen, Window, bind, same_target
+from .members import MEMBER_OPTIONS, Run, check_members
+from .switchover_window import Finish, Pooler, Seen, Window, bind, same_target
 
 SWITCHOVER = LOGIN.merge(
     ArgumentSpec(
@@ -34,19 +35,7 @@ SWITCHOVER = LOGIN.merge(
                 "type": "list",
                 "elements": "dict",
                 "required": True,
-                "options": {
-                    **NODE_OPTIONS,
-                    "conninfo": {"type": "dict", "default": {}},
-                    "slot": {"type": "str"},
-                    "upstream": {"type": "str"},
-                    "data_directory": {"type": "path"},
-                    "config_file": {"type": "path"},
-                    "bin_directory": {"type": "path"},
-                    "method": {"type": "str", "choices": ["auto", "systemd", "pg_ctlcluster", "pg_ctl"], "default": "auto"},
-                    "unit": {"type": "str"},
-                    "log_file": {"type": "path"},
-                    "shell": {"type": "list", "elements": "str", "default": []},
-                },
+                "options": MEMBER_OPTIONS,
             },
             "poolers": {
                 "type": "list",
@@ -88,22 +77,11 @@ class Switchover(Operation):
 
     def observe(self) -> Seen:
         params = self.params
-        check_nodes(params["nodes"])
-        names = [entry["name"] for entry in params["nodes"]]
-        if params["candidate"] not in names:
-            raise InvalidInput(
-                'the option candidate names "%s", which is not a node of this cluster' % params["candidate"], expected="one of %s" % ", ".join(names)
-            )
+        check_members(params)
         pooler_names = [entry["name"] for entry in params["poolers"]]
         if len(set(pooler_names)) != len(pooler_names):
             raise InvalidInput("two entries of the option poolers have the same name: %s" % ", ".join(sorted(pooler_names)))
         for entry in params["nodes"]:
-            if entry["upstream"] and (entry["upstream"] not in names or entry["upstream"] == entry["name"]):
-                raise InvalidInput('the option upstream of node %s names "%s", which is no other node' % (entry["name"], entry["upstream"]))
-            if "password" in entry["conninfo"]:
-                raise InvalidInput(
-                    "the option conninfo of node %s holds a password, which would end up in postgresql.auto.conf" % entry["name"], expected="a passfile"
-                )
             if entry["shell"] and (entry["method"] == "auto" or (entry["method"] == "pg_ctl" and not entry["bin_directory"])):
                 raise InvalidInput(
                     "the node %s has a shell, so that this host cannot find out how its server is started" % entry["name"],
@@ -157,12 +135,7 @@ class Switchover(Operation):
                 expected="a superuser: a switchover needs CHECKPOINT, ALTER SYSTEM and pg_promote",
                 action="Set the option login_user",
             )
-        # In force, or in a file and waiting for a start: the start as a standby would be that start.
-        targets = session.rows(
-            "SELECT DISTINCT name FROM (SELECT name, setting FROM pg_settings UNION ALL SELECT name, setting FROM pg_file_settings) AS s"
-            " WHERE setting <> '' AND name IN ('recovery_target', 'recovery_target_lsn', 'recovery_target_name', 'recovery_target_time',"
-            " 'recovery_target_xid', 'promote_trigger_file') ORDER BY name"
-        )
+        targets = session.rows(ENDS_RECOVERY)
         if targets:
             problems.append(
                 "the primary %s has settings of a point-in-time recovery, with which it would promote itself as a standby: reset %s"
@@ -346,7 +319,7 @@ class Switchover(Operation):
         finish = Finish(self.run, candidate, self.params["prepare_timeout"])
         plan = Plan()
         if candidate.role != "primary":
-            plan.add("promote %s: every other node is a standby or fenced" % candidate.name, bind(finish.promote, cluster.nodes, seen.fenced_down))
+            plan.add("promote %s: every other node is a standby or fenced" % candidate.name, finish.promote)
             for pooler in seen.poolers:
                 if pooler.changes:
                     plan.add(

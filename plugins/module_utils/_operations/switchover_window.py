@@ -30,19 +30,18 @@ import time
 import typing as t
 
 from .._cluster.model import Cluster, Node
-from .._cluster.switchover import PoolerView, Transaction, slot_name
+from .._cluster.switchover import PoolerView, Transaction
 from .._errors import NotConfirmed, OperationError, Refused, RolledBack, WaitTimeout
 from .._host.guardian import Guardian
 from .._pgbouncer.console import Console
 from .._pgbouncer.ini import Change
-from .._sql.connection import Session, Target, connect
+from .._sql.connection import Session, Target
 from .._sql.settings import Setting, change_settings, put_back_settings, read_setting
 from .._sql.standby import ensure_slot, led_conninfo, point_at, receiver
 from .._sql.values import lsn_to_int
 from .._wait import Deadline, wait_for
-from .cluster_info import describe, observe_cluster
-
-T = t.TypeVar("T")
+from .members import Run
+from .promotion import Promotion, wait_until_promoted
 
 # With PgBouncer's default of 15 s, one login that meets a PAUSE keeps a pool closed for that long.
 LOGIN_RETRY_SECONDS = "0.1"
@@ -84,86 +83,6 @@ class Seen:
     """Nodes that are down, fenced, and left so by an interrupted switchover."""
 
 
-class Run:
-    """What one switchover holds while it runs: connections, guardians, the clock, and what is told at the end."""
-
-    def __init__(self, params: t.Mapping[str, t.Any]) -> None:
-        self.params = params
-        self.guardians: dict[tuple[str, str], Guardian] = {}
-        """By what they guard (``node`` or ``pooler``) and its name: a host may be both."""
-        self.timing: dict[str, float] = {}
-        self.result: dict[str, t.Any] = {}
-        self.warnings: list[str] = []
-        self._open: list[t.Any] = []
-        self._marked = 0.0
-
-    def keep(self, part: T) -> T:
-        """Have something closed at the end."""
-        self._open.append(part)
-        return part
-
-    def close(self) -> None:
-        for part in reversed(self._open):
-            with contextlib.suppress(OperationError):
-                part.close()
-        self._open.clear()
-
-    def warn(self, text: str) -> None:
-        if text not in self.warnings:
-            self.warnings.append(text)
-
-    def mark(self, what: str | None) -> None:
-        """Add the time since the last mark to ``timing`` (milliseconds); None only starts the clock."""
-        now = time.monotonic()
-        if what is not None:
-            self.timing[what] = round(self.timing.get(what, 0) + (now - self._marked) * 1000, 1)
-        self._marked = now
-
-    def entry(self, node: Node) -> t.Mapping[str, t.Any]:
-        """The node's options."""
-        return next(entry for entry in self.params["nodes"] if entry["name"] == node.name)
-
-    def target(self, node: Node) -> Target:
-        return Target.from_params(self.params, host=node.host, port=node.port)
-
-    def session(self, node: Node, read_only: bool = False) -> Session:
-        return self.keep(connect(self.target(node), read_only=read_only))
-
-    def guardian(self, name: str, shell: t.Sequence[str], options: t.Mapping[str, t.Any]) -> Guardian:
-        guardian = self.keep(Guardian(name, shell, options, patience=self.params["timeout"] / 2))
-        self.guardians[options["part"], name] = guardian
-        return guardian
-
-    def hold(self, nodes: t.Iterable[Node]) -> None:
-        """Keep other operations from these nodes until this one ends; one that is at work has up to 10 s to end. Raises Refused."""
-        # In the same order whoever comes: operations that have nodes in common wait for each other, and never for ever.
-        try:
-            for node in sorted(nodes, key=lambda node: node.name):
-                self.guardians["node", node.name].call("hold", Deadline(15), patience=10)
-        except OperationError as error:
-            raise Refused("the switchover was not begun, nothing was changed: %s" % error, action="Wait until the other one has ended") from error
-
-    def slot_of(self, node: Node) -> str:
-        configured = node.state["primary_slot_name"] if node.state else None
-        return self.entry(node)["slot"] or configured or slot_name(node.name)
-
-    def stale_slots(self, cluster: Cluster, node: Node) -> list[str]:
-        """Physical slots on a standby that no member uses there any more: each would hold WAL for ever."""
-        # Who cascades from this node, or cannot be asked, may need its slot here.
-        members = {self.slot_of(other) for other in cluster.nodes if other.reachable and self.entry(other)["upstream"] != node.name}
-        slots = node.state["slots"] if node.state else []
-        return [slot["name"] for slot in slots if slot["type"] == "physical" and not slot["active"] and slot["name"] in members]
-
-    def uses_slots(self, cluster: Cluster) -> bool:
-        return any(self.entry(node)["slot"] or (node.state or {}).get("primary_slot_name") for node in cluster.nodes)
-
-    def observe(self) -> Cluster:
-        return observe_cluster(self.params, timeout=10, read_only=True)
-
-    def describe(self, cluster: Cluster) -> dict[str, t.Any]:
-        return describe(cluster, self.params["lag_limit_bytes"], "priority", ())
-
-
 class Finish:
     """Brings the other nodes behind the primary. Every method does nothing where nothing is to be done."""
 
@@ -187,23 +106,9 @@ class Finish:
         changes.update(host=self._primary.peer_address, port=self._primary.port)
         return led_conninfo(node.name, own or model, {"application_name": node.name}, changes)
 
-    def promote(self, nodes: t.Sequence[Node], fenced_down: t.Sequence[str]) -> None:
-        """Promote the candidate of an interrupted switchover.
-
-        Every member is held first: a switchover that is under way looks just like one that was interrupted, and it holds
-        two of them until it has promoted its own candidate. What was seen before the locks may not be true any more.
-        """
-        self._run.hold(nodes)
-        now = self._run.observe()
-        for node in now.nodes:
-            if node.role == "primary":
-                raise Refused("%s has become a primary meanwhile; nothing was changed" % node.name, action="Run it again")
-            if not node.reachable:
-                seen = self._run.guardians["node", node.name].call("look", Deadline(10))
-                if node.name not in fenced_down or seen["pid"] is not None or not seen["standby_signal"]:
-                    raise Refused("%s does not answer and is not down and fenced any more; nothing was changed" % node.name, action="Run it again")
-        self._run.guardians["node", self._primary.name].call("promote", Deadline(10))
-        wait_until_promoted(self.session, self._primary, Deadline(60), interval=0.05)
+    def promote(self) -> None:
+        """Promote the candidate of an interrupted switchover. One that is under way looks just like it, and holds its nodes."""
+        Promotion(self._run, self._primary.name, what="switchover").promote(60)
 
     def lead(self, pooler: Pooler) -> None:
         """File and run time of a pooler to the primary."""
@@ -608,14 +513,6 @@ class Window:
         run.result["timing_ms"] = run.timing
         run.result["old_primary"] = self.old_node.name
         run.result["timeline_before"] = self.old_node.timeline
-
-
-def wait_until_promoted(session: Session, node: Node, deadline: Deadline, interval: float = 0.001) -> None:
-    """Raises WaitTimeout. Nothing else may be promoted then, before this node is proved not to be."""
-    while session.ask_value("SELECT pg_is_in_recovery()", deadline) != "f":
-        if deadline.passed:
-            raise WaitTimeout("%s was told to promote and is still in recovery after %g s" % (node.name, deadline.seconds))
-        time.sleep(interval)
 
 
 def restore_login_retry(pooler: Pooler) -> None:

@@ -20,6 +20,14 @@ from .values import build_conninfo, parse_conninfo
 _NOT_KEPT = ("hostaddr", "dbname", "replication", "fallback_application_name")
 SECRET_KEYWORDS = ("password", "sslpassword")
 
+# Names of settings with which a standby ends its recovery by itself. In force, or in a file and waiting for a start: the
+# start of a primary as a standby would be that start.
+ENDS_RECOVERY = """
+SELECT DISTINCT name FROM (SELECT name, setting FROM pg_settings UNION ALL SELECT name, setting FROM pg_file_settings) AS s
+WHERE setting <> '' AND name IN ('recovery_target', 'recovery_target_lsn', 'recovery_target_name', 'recovery_target_time',
+  'recovery_target_xid', 'promote_trigger_file') ORDER BY name
+"""
+
 
 def led_conninfo(who: str, model: str, defaults: t.Mapping[str, t.Any], changes: t.Mapping[str, t.Any]) -> str:
     """A primary_conninfo made of an existing one: ``defaults`` fill what it lacks, ``changes`` (host and port at least) win.

@@ -1,0 +1,135 @@
+# Copyright (c) 2026, pgfleet.ops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# PRIVATE to the collection: no promise is made about this file to anything outside it.
+
+"""The members of a cluster as an operation on all of them is given them, and what it holds of them."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import typing as t
+
+from .._cluster.model import Cluster, Node
+from .._cluster.switchover import slot_name
+from .._errors import InvalidInput, OperationError, Refused
+from .._host.guardian import Guardian
+from .._sql.connection import Session, Target, connect
+from .._wait import Deadline
+from .cluster_info import NODE_OPTIONS, check_nodes, describe, observe_cluster
+
+T = t.TypeVar("T")
+
+MEMBER_OPTIONS: dict[str, t.Any] = {
+    **NODE_OPTIONS,
+    "conninfo": {"type": "dict", "default": {}},
+    "slot": {"type": "str"},
+    "upstream": {"type": "str"},
+    "data_directory": {"type": "path"},
+    "config_file": {"type": "path"},
+    "bin_directory": {"type": "path"},
+    "method": {"type": "str", "choices": ["auto", "systemd", "pg_ctlcluster", "pg_ctl"], "default": "auto"},
+    "unit": {"type": "str"},
+    "log_file": {"type": "path"},
+    "shell": {"type": "list", "elements": "str", "default": []},
+}
+"""In step with the doc fragment ``members``."""
+
+
+def check_members(params: t.Mapping[str, t.Any]) -> None:
+    """The options nodes and candidate make sense together. Raises InvalidInput."""
+    check_nodes(params["nodes"])
+    names = [entry["name"] for entry in params["nodes"]]
+    if params["candidate"] not in names:
+        raise InvalidInput(
+            'the option candidate names "%s", which is not a node of this cluster' % params["candidate"], expected="one of %s" % ", ".join(names)
+        )
+    for entry in params["nodes"]:
+        if entry["upstream"] and (entry["upstream"] not in names or entry["upstream"] == entry["name"]):
+            raise InvalidInput('the option upstream of node %s names "%s", which is no other node' % (entry["name"], entry["upstream"]))
+        if "password" in entry["conninfo"]:
+            raise InvalidInput(
+                "the option conninfo of node %s holds a password, which would end up in postgresql.auto.conf" % entry["name"], expected="a passfile"
+            )
+
+
+class Run:
+    """What one operation on a cluster holds while it runs: connections, guardians, the clock, and what is told at the end."""
+
+    def __init__(self, params: t.Mapping[str, t.Any]) -> None:
+        self.params = params
+        self.guardians: dict[tuple[str, str], Guardian] = {}
+        """By what they guard (``node`` or ``pooler``) and its name: a host may be both."""
+        self.timing: dict[str, float] = {}
+        self.result: dict[str, t.Any] = {}
+        self.warnings: list[str] = []
+        self._open: list[t.Any] = []
+        self._marked = 0.0
+
+    def keep(self, part: T) -> T:
+        """Have something closed at the end."""
+        self._open.append(part)
+        return part
+
+    def close(self) -> None:
+        for part in reversed(self._open):
+            with contextlib.suppress(OperationError):
+                part.close()
+        self._open.clear()
+
+    def warn(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    def mark(self, what: str | None) -> None:
+        """Add the time since the last mark to ``timing`` (milliseconds); None only starts the clock."""
+        now = time.monotonic()
+        if what is not None:
+            self.timing[what] = round(self.timing.get(what, 0) + (now - self._marked) * 1000, 1)
+        self._marked = now
+
+    def entry(self, node: Node) -> t.Mapping[str, t.Any]:
+        """The node's options."""
+        return next(entry for entry in self.params["nodes"] if entry["name"] == node.name)
+
+    def target(self, node: Node) -> Target:
+        return Target.from_params(self.params, host=node.host, port=node.port)
+
+    def session(self, node: Node, read_only: bool = False) -> Session:
+        return self.keep(connect(self.target(node), read_only=read_only))
+
+    def guardian(self, name: str, shell: t.Sequence[str], options: t.Mapping[str, t.Any]) -> Guardian:
+        guardian = self.keep(Guardian(name, shell, options, patience=self.params["timeout"] / 2))
+        self.guardians[options["part"], name] = guardian
+        return guardian
+
+    def hold(self, nodes: t.Iterable[Node], what: str = "switchover") -> None:
+        """Keep other operations from these nodes until this one ends; one that is at work has up to 10 s to end. Raises Refused."""
+        # In the same order whoever comes: operations that have nodes in common wait for each other, and never for ever.
+        try:
+            for node in sorted(nodes, key=lambda node: node.name):
+                self.guardians["node", node.name].call("hold", Deadline(15), patience=10)
+        except OperationError as error:
+            raise Refused("the %s was not begun, nothing was changed: %s" % (what, error), action="Wait until the other one has ended") from error
+
+    def slot_of(self, node: Node) -> str:
+        configured = node.state["primary_slot_name"] if node.state else None
+        return self.entry(node)["slot"] or configured or slot_name(node.name)
+
+    def stale_slots(self, cluster: Cluster, node: Node) -> list[str]:
+        """Physical slots on a standby that no member uses there any more: each would hold WAL for ever."""
+        # Who cascades from this node, or cannot be asked, may need its slot here.
+        members = {self.slot_of(other) for other in cluster.nodes if other.reachable and self.entry(other)["upstream"] != node.name}
+        slots = node.state["slots"] if node.state else []
+        return [slot["name"] for slot in slots if slot["type"] == "physical" and not slot["active"] and slot["name"] in members]
+
+    def uses_slots(self, cluster: Cluster) -> bool:
+        return any(self.entry(node)["slot"] or (node.state or {}).get("primary_slot_name") for node in cluster.nodes)
+
+    def observe(self) -> Cluster:
+        return observe_cluster(self.params, timeout=10, read_only=True)
+
+    def describe(self, cluster: Cluster) -> dict[str, t.Any]:
+        return describe(cluster, self.params["lag_limit_bytes"], "priority", ())
