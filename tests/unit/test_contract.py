@@ -18,6 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PLUGINS = ROOT / "plugins"
 PACKAGE = "ansible_collections.pgfleet.ops.plugins"
 MODULES = sorted(path.stem for path in (PLUGINS / "modules").glob("*.py") if path.stem != "__init__")
+FILTERS = sorted(path.stem for path in (PLUGINS / "filter").glob("*.py"))
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if path.is_dir())
 PLAYBOOKS = sorted(path.name for path in (ROOT / "playbooks").glob("*.yml"))
 CODE = sorted(path for path in PLUGINS.rglob("*.py") if path.name != "__init__.py")
@@ -220,12 +221,13 @@ MAY_IMPORT = {
     "doc_fragments": set(),
     "plugin_utils": {"_plugin_utils"},
     "inventory": {"_plugin_utils"},
+    "filter": {"_plugin_utils"},
 }
 # A switchover's decisions are made here: what cannot reach a server, a file or a clock can be tested completely.
 PURE = {"__future__", "collections", "contextlib", "dataclasses", "enum", "functools", "itertools", "math", "re", "typing"}
 # The only files that may know these packages.
 ELSEWHERE = {
-    "ansible": {"module_utils/_module.py", "inventory/handyrep.py"},
+    "ansible": {"module_utils/_module.py", "inventory/handyrep.py", "filter/resolve_method.py"},
     "configobj": {"inventory/handyrep.py"},
     "psycopg": {"module_utils/_sql/connection.py", "module_utils/_host/guardian_program.py"},
 }
@@ -440,7 +442,7 @@ def test_a_playbook_says_what_it_is_for_and_how_it_is_called(name):
 
 
 def test_roles_and_modules_that_playbooks_and_roles_name_exist():
-    known = {"pgfleet.ops.%s" % name for name in [*MODULES, *ROLES, *(playbook[:-4] for playbook in PLAYBOOKS)]}
+    known = {"pgfleet.ops.%s" % name for name in [*MODULES, *FILTERS, *ROLES, *(playbook[:-4] for playbook in PLAYBOOKS)]}
     missing = set()
     for path in [*ROOT.glob("playbooks/**/*.yml"), *ROOT.glob("roles/**/*.yml")]:
         missing |= {"%s in %s" % (name, relative(path)) for name in re.findall(r"\bpgfleet\.ops\.[a-z_]+", path.read_text()) if name not in known}
@@ -502,7 +504,7 @@ def test_what_counts_as_of_one_workplace(what, text):
 
 
 def test_fragments_of_the_changelog_name_what_exists():
-    known = {*MODULES, *ROLES, *(playbook[:-4] for playbook in PLAYBOOKS)}
+    known = {*MODULES, *FILTERS, *ROLES, *(playbook[:-4] for playbook in PLAYBOOKS)}
     announced = set()
     for path in sorted((ROOT / "changelogs" / "fragments").glob("*.yml")):
         for section, entries in yaml.safe_load(path.read_text()).items():
