@@ -140,6 +140,8 @@ def test_what_is_planned_is_said_to_be_planned():
     for _heading, token, row in answers():
         if token in PLANNED:
             assert row[1].startswith("planned: "), row
+    for text in [found.instead for section in SETTINGS.values() for found in section.values()] + [found.instead for found in PLUGINS.values()]:
+        assert not set(re.findall(r"\bpgfleet\.ops\.(\w+)", text)) & PLANNED or "planned" in text
     assert not PLANNED & {*MODULES, *PLAYBOOK_NAMES}, "it is there: say so in the guide"
 
 
