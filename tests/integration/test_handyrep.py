@@ -230,6 +230,14 @@ def test_a_switchover_in_check_mode_changes_nothing(migrated):
     assert migrated.site.fingerprint() == before
 
 
+def test_a_restart_in_check_mode_changes_nothing(migrated):
+    before = migrated.site.fingerprint()
+    started = {node.name: node.value("SELECT pg_postmaster_start_time()") for node in migrated.site.nodes}
+    migrated.play("restart_cluster", "-e", "cluster=shop_1", "--check")
+    assert migrated.site.fingerprint() == before
+    assert {node.name: node.value("SELECT pg_postmaster_start_time()") for node in migrated.site.nodes} == started
+
+
 def test_a_switchover_costs_no_error_and_the_file_need_not_know(migrated):
     """HandyRep's file goes on calling db1 the master, which nobody believes."""
     site = migrated.site
