@@ -208,6 +208,20 @@ def test_refuses_the_sources_own_directory_by_any_name(lab, source, standby):
     assert source.value("SELECT 1") == 1
 
 
+def test_refuses_the_sources_directory_through_a_bind_mount(lab, source):
+    """No path and no link tells that the two are one."""
+    elsewhere = lab.path / "elsewhere"
+    elsewhere.mkdir()
+    run(["mount", "--bind", source.base, elsewhere])
+    try:
+        before = source.pid, age(source), entries(source)
+        for reclone in (False, True):
+            refused(source, source, "is the data directory of the source", reclone=reclone, data_directory=elsewhere / "data")
+        assert (source.pid, age(source), entries(source)) == before and source.value("SELECT 1") == 1
+    finally:
+        run(["umount", elsewhere])
+
+
 def test_refuses_the_source_for_a_login_that_may_read_no_files(standby, source):
     source.sql("CREATE ROLE watcher LOGIN PASSWORD 'w'")
     source.sql("GRANT pg_monitor TO watcher")

@@ -137,6 +137,17 @@ def test_password_travels_by_the_environment_only(monkeypatch):
     assert password_environment(None)["PGPASSWORD"] == ""
 
 
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "127.0.0.2", "/run/postgresql", ""])
+def test_names_of_this_host(name):
+    assert clone.is_local(name)
+
+
+def test_names_of_other_hosts():
+    # Of the ranges for documentation, which no host has.
+    assert not clone.is_local("192.0.2.1") and not clone.is_local("no.such.host.invalid")
+    assert clone.same_address("localhost", "127.0.0.1") and not clone.same_address("127.0.0.1", "192.0.2.1")
+
+
 def test_space_is_counted_by_file_system():
     free = {"/a": (1, 100 << 20), "/b": (1, 100 << 20), "/c": (2, 10 << 20)}.__getitem__
     assert clone.not_enough_space({"/a": 60 << 20, "/c": 10 << 20}, free) == []
