@@ -15,8 +15,8 @@ from lab import BIN, SUPERUSER_PASSWORD, ansible_environment
 CLUSTER = "orders"
 
 
-def inventory(site, **variables):
-    """The path of an inventory; ``variables`` hold for all of its hosts."""
+def inventory(site, hosts=None, **variables):
+    """The path of an inventory; ``variables`` hold for all of its hosts, ``hosts`` has those of single ones by name."""
     nodes = {
         node.name: {
             "pgfleet_roles": ["postgresql_node"], "postgresql_node_port": node.port, "postgresql_node_data_directory": str(node.data),
@@ -36,14 +36,16 @@ def inventory(site, **variables):
         "pgbouncer_method": "process", "pgbouncer_address": "127.0.0.1", "pgbouncer_admin_user": "pooler_admin",
         "pgbouncer_admin_password": SUPERUSER_PASSWORD, **variables,
     }  # fmt: skip
+    for name, own in (hosts or {}).items():
+        {**nodes, **poolers}[name].update(own)
     path = site.lab.path / "hosts.json"
     path.write_text(json.dumps({"all": {"vars": common, "children": {CLUSTER: {"hosts": {**nodes, **poolers}}}}}))
     return path
 
 
-def play(site, playbook, *arguments, fails=False, variables=None, **extra):
+def play(site, playbook, *arguments, fails=False, variables=None, hosts=None, **extra):
     """Run one of the collection's playbooks on the cluster. ``extra`` is given with -e. Returns the output and how many changes each host had."""
-    argv = [pathlib.Path(sys.executable).parent / "ansible-playbook", "-i", inventory(site, **(variables or {})), "pgfleet.ops." + playbook]
+    argv = [pathlib.Path(sys.executable).parent / "ansible-playbook", "-i", inventory(site, hosts, **(variables or {})), "pgfleet.ops." + playbook]
     argv += ["-e", json.dumps({"cluster": CLUSTER, **extra}), *arguments]
     done = subprocess.run(
         [str(word) for word in argv], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=400, check=False, cwd="/", env=ansible_environment()
