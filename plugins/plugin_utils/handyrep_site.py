@@ -163,7 +163,10 @@ class Translation:
             elif role == "pgbouncer":
                 self._add_host(name, server, "poolers", self._pooler_variables(server))
             elif role == "archive":
-                self._add_host(name, server, "archives", self._archive_variables())
+                archive = self._archive_variables()
+                if "wal_archive_directory" not in archive:
+                    self._find("archive_directory", "%s is an archive, and no plugin in use says where: set wal_archive_directory for it" % name)
+                self._add_host(name, server, "archives", archive)
             else:
                 others.append("%s (%s)" % (name, role))
                 self._add_host(name, server, "others", {})

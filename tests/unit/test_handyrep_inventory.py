@@ -322,6 +322,7 @@ def test_an_encrypted_file_is_read(files, warnings):
         ("/15/main\n    pgconf = /etc/postgresql/15", "/9.3/main\n    pgconf = /etc/postgresql/9.3", "version", "13 and later"),
         ("failover_priority = 1\n", "failover_priority = 1\n        lag_limit = 3\n", "lag_limit", "john"),
         ("port = 5440", "recovery_template = own.template", "recovery_template", "restore_command"),
+        ("archive_directory = /srv/wal", "archive_directory =", "archive_directory", "set wal_archive_directory"),
         ("log_verbose = yes", "push_alert_method = push_email_alert_simple", "push_email_alert_simple", "AWX"),
     ],
 )
