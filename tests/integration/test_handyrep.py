@@ -238,6 +238,23 @@ def test_a_restart_in_check_mode_changes_nothing(migrated):
     assert {node.name: node.value("SELECT pg_postmaster_start_time()") for node in migrated.site.nodes} == started
 
 
+def test_poolers_get_the_entries_of_handyreps_database_list(migrated):
+    """Those of database_list and of HandyRep's own database, with its suffix; all else in pgbouncer.ini stays."""
+    (pooler,) = migrated.site.poolers
+    before = pooler.ini.read_text()
+    assert "would be" in migrated.play("redirect_pgbouncer", "-e", "cluster=shop_1", "--check")
+    assert pooler.ini.read_text() == before
+    migrated.play("redirect_pgbouncer", "-e", "cluster=shop_1")
+    after = pooler.ini.read_text()
+    assert after[after.index("[pgbouncer]") :] == before[before.index("[pgbouncer]") :]
+    leads = {row["name"]: row["port"] for row in pooler.show("DATABASES") if row["name"] != "pgbouncer"}
+    assert set(leads) == {"app", "app_read", "postgres", "postgres_read"}
+    standbys = {node.port for node in migrated.site.nodes if node.in_recovery}
+    assert leads["app"] == leads["postgres"] == migrated.site.primary.port and {leads["app_read"], leads["postgres_read"]} <= standbys
+    assert "right" in migrated.play("redirect_pgbouncer", "-e", "cluster=shop_1")
+    assert pooler.ini.read_text() == after
+
+
 def test_a_switchover_costs_no_error_and_the_file_need_not_know(migrated):
     """HandyRep's file goes on calling db1 the master, which nobody believes."""
     site = migrated.site
