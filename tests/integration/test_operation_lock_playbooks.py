@@ -30,6 +30,7 @@ OPERATION = """
           when: until is defined and inventory_hostname in ansible_play_hosts[-1:]
         - ansible.builtin.include_tasks: {tasks}/lock.yml
           vars: {{lock_operation: "test of {{{{ name }}}}", lock_renew: true}}
+          when: renew | default(true)
         - ansible.builtin.fail: {{msg: broken on purpose}}
           when: inventory_hostname in (broken | default([]))
         - ansible.builtin.fail: {{msg: broken on purpose}}
@@ -216,10 +217,18 @@ def test_each_cluster_has_its_own_and_one_that_is_busy_stops_all(runs):
     runs.run(runs.inventory(clusters), name="fourth")
 
 
-def test_a_lock_that_was_lost_is_found_out(runs):
+@pytest.mark.parametrize(
+    ("renew", "words"),
+    [
+        (True, "The operation lock of cluster shop is not ours: 1 of 3"),
+        (False, "The operation lock ended before the operation did, and somebody else has taken it"),
+    ],
+    ids=["by the next phase", "in the end"],
+)
+def test_a_lock_that_was_lost_is_found_out(runs, renew, words):
     """Its time was over, and somebody else has begun: neither the next phase nor the end passes over that."""
     inventory = runs.inventory(SHOP)
-    first = runs.start(inventory, name="first", until="go")
+    first = runs.start(inventory, name="first", until="go", renew=renew)
     wait_until(runs.begun.exists, 60)
     for member in SHOP["shop"][:2]:
         options = {"cluster": "shop", "member": member, "directory": runs.locks}
@@ -227,7 +236,7 @@ def test_a_lock_that_was_lost_is_found_out(runs):
         assert call_module("pg_operation_lock", {**options, "holder": "other", "operation": "other work"}, user=None)["changed"]
     (runs.base / "go").touch()
     output = runs.end(first, fails=True)
-    assert "The operation lock of cluster shop is not ours: 1 of 3" in output and 'for "other work"' in output
+    assert words in output and "other work" in output
     assert set(runs.held().values()) == {"other work"}
 
 
