@@ -14,8 +14,9 @@ import pytest
 from lab import BIN, REPOSITORY, ansible_environment, call_module
 
 EXAMPLES = REPOSITORY / "docs" / "methods"
+# Included on db1 for db2, as a playbook does that goes from node to node.
 PLAY = """
-- hosts: all
+- hosts: db1
   gather_facts: false
   tasks:
     - ansible.builtin.set_fact:
@@ -28,6 +29,7 @@ PLAY = """
         dest: "{{ answer }}"
         mode: "0644"
       check_mode: false
+      delegate_to: db2
 """ % REPOSITORY
 MODULE = """
 from ansible.module_utils.basic import AnsibleModule
@@ -48,7 +50,7 @@ module.exit_json(changed=True, msg="on %s" % module.params["node"], uid=os.getui
 
 
 class Methods:
-    """An inventory with one host, db2, and methods beside it."""
+    """An inventory with db1 and db2, and methods beside it. Nothing of a method may happen on db1, which does not answer."""
 
     def __init__(self, base):
         self.base = base
@@ -56,7 +58,8 @@ class Methods:
         self.methods.mkdir(parents=True)
         self.answer = base / "answer.json"
         self.inventory = base / "inventory.json"
-        self.inventory.write_text(json.dumps({"all": {"hosts": {"db2": {"ansible_connection": "local"}}}}))
+        gone = {"ansible_host": "127.0.0.1", "ansible_port": 1}
+        self.inventory.write_text(json.dumps({"all": {"hosts": {"db1": gone, "db2": {"ansible_connection": "local"}}}}))
         (base / "plays").mkdir()
         self.play = base / "plays" / "play.yml"
         self.play.write_text(PLAY)
@@ -148,7 +151,7 @@ def test_a_module_that_fails_or_is_not_there_fails(methods):
     ("method", "words"),
     [
         ("restart", 'restart_method is "restart", which is neither a built-in method (one, two) nor the path of a task file'),
-        ("restart_daemontools", '"restart_daemontools" is a plugin of HandyRep; use a method of your own around svc'),
+        ("restart_daemontools", '"restart_daemontools" is a plugin of HandyRep; use '),
         ("methods/nothing.yml", 'restart_method is "methods/nothing.yml", a task file that is not there'),
         ("", "restart_method is empty"),
     ],
