@@ -16,7 +16,7 @@ CLUSTER = "orders"
 
 
 def inventory(site, hosts=None, **variables):
-    """The path of an inventory; ``variables`` hold for all of its hosts, ``hosts`` has those of single ones by name."""
+    """The path of an inventory; ``variables`` hold for all of its hosts, ``hosts`` has those of single ones, and of further ones, by name."""
     nodes = {
         node.name: {
             "pgfleet_roles": ["postgresql_node"], "postgresql_node_port": node.port, "postgresql_node_data_directory": str(node.data),
@@ -36,10 +36,11 @@ def inventory(site, hosts=None, **variables):
         "pgbouncer_method": "process", "pgbouncer_address": "127.0.0.1", "pgbouncer_admin_user": "pooler_admin",
         "pgbouncer_admin_password": SUPERUSER_PASSWORD, **variables,
     }  # fmt: skip
+    members = {**nodes, **poolers}
     for name, own in (hosts or {}).items():
-        {**nodes, **poolers}[name].update(own)
+        members.setdefault(name, {}).update(own)
     path = site.lab.path / "hosts.json"
-    path.write_text(json.dumps({"all": {"vars": common, "children": {CLUSTER: {"hosts": {**nodes, **poolers}}}}}))
+    path.write_text(json.dumps({"all": {"vars": common, "children": {CLUSTER: {"hosts": members}}}}))
     return path
 
 

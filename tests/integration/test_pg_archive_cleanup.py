@@ -272,6 +272,10 @@ def test_timelines_after_a_failover_and_the_way_back_through_both(own_lab):
     old = site.back_up("old")
     site.write(2)
     old_primary = site.primary
+    # The timeline is left within a segment: that of the new one begins with pages of the old one.
+    old_primary.sql("INSERT INTO t VALUES (%s)", [site.count + 1])
+    site.count += 1
+    wait_until(lambda: standby.value("SELECT max(n) FROM t") == site.count, 30)
     # What only the old primary has is archived, behind the point where its timeline is left.
     standby.stop()
     site.write(3)

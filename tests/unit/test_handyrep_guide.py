@@ -20,7 +20,7 @@ NAMES = yaml.safe_load((pathlib.Path(__file__).parent / "data" / "handyrep_names
 PLANNED = {"fail_over", "check_failover", "pg_failover"}
 # Being written; held to everything as soon as they are there.
 PENDING = {
-    "wal_archive", "promote_node", "clean_archive",
+    "promote_node",
 }  # fmt: skip
 PLAYBOOK_NAMES = {name[:-4] for name in PLAYBOOKS}
 INVENTORY_OPTIONS = {"cluster", "accepted", "strict", "host_prefix", "servers_save", "override_server_file", "handyrep_conf"}

@@ -248,7 +248,8 @@ class ArchiveCleanup(Operation):
                 "%s is of the cluster with the system identifier %s, and %s has %s" % (name, header.system_identifier, primary.name, primary.system_identifier),
                 expected="an archive of this cluster alone",
             )
-        if (header.segment_size, header.timeline, header.position) != (segment_size, file.wal.timeline, file.wal.number * segment_size):
+        # The first segment of a timeline begins with what was copied from the one before.
+        if header.timeline > file.wal.timeline or (header.segment_size, header.position) != (segment_size, file.wal.number * segment_size):
             raise Refused("%s holds another segment than its name says" % name, action="Look at the file and remove it by hand")
 
     # What to do
