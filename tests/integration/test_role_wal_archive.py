@@ -229,4 +229,4 @@ def test_a_method_of_ones_own_must_leave_what_is_needed(own_lab):
     cluster.write(2)
     cluster.back_up("two")
     output, _changed = cluster.clean(fails=True, archive_delete_method="greedy.yml")
-    assert re.search("has removed WAL that is needed|no base backup is known", " ".join(output.split())), output
+    assert "greedy.yml has removed WAL that is needed" in " ".join(output.split()), output

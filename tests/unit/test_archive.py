@@ -248,7 +248,7 @@ EVENTS = st.one_of(
 
 @settings(max_examples=300)
 @given(st.integers(1, 3), st.lists(EVENTS, max_size=25))
-def test_nothing_that_is_needed_is_ever_removed(keep, events):
+def test_no_life_of_an_archive_loses_what_is_needed(keep, events):
     life = Life(keep)
     for what, value in events:
         if what == "write":
