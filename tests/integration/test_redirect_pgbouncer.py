@@ -155,6 +155,37 @@ def test_the_entries_of_handyrep_are_made(redirection):
     assert "changed=1" not in redirection.play(**wanted)
 
 
+METHOD = """
+- name: Lead the pooler
+  ansible.builtin.shell: |
+    sed -i 's/^app = .*/app = host={{ options.primary.host }} port={{ options.primary.port }} dbname=app/' {{ target.config_file }}
+    sed -i 's/^app_ro = .*/app_ro = host={{ options.standbys[0].host }} port={{ options.standbys[0].port }} dbname=app/' {{ target.config_file }}
+    kill -HUP $(cat {{ target.config_file | dirname }}/pid)
+  when: not ansible_check_mode and not idle | default(false)
+  become: true
+  vars:
+    options: "{{ method_input.options }}"
+    target: "{{ method_input.target }}"
+- name: Say so
+  ansible.builtin.set_fact:
+    method_result: {changed: true, msg: "led {{ method_input.node }} to {{ method_input.options.primary.name }}"}
+"""
+
+
+def test_a_method_of_ones_own_is_proved(redirection):
+    method = redirection.base / "lead.yml"
+    method.write_text(METHOD)
+    _old, new, other = redirection.fail_over()
+    before = redirection.ports()
+    lazy = redirection.play("-e", "connection_failover_method=lead.yml", "-e", "idle=true", fails=True)
+    assert "says that it has led clients to the primary, and for this pooler it is not so" in lazy and redirection.ports() == before
+    assert "would be" in redirection.play("--check", "-e", "connection_failover_method=lead.yml") and redirection.ports() == before
+    assert redirection.play("-e", "connection_failover_method=lead.yml").count("redirected  it leads to db2, proved") == 3
+    assert list(redirection.ports().values()) == 3 * [{"app": new.port, "app_ro": other.port}]
+    unknown = redirection.play("-e", "connection_failover_method=multi_pgbouncer", fails=True)
+    assert "connection_failover_method" in unknown
+
+
 def test_a_limit_and_another_operation_are_refused(redirection):
     before = redirection.ports()
     assert "without a --limit" in redirection.play("--limit", "pooler1,localhost", fails=True)

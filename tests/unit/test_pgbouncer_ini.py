@@ -7,8 +7,9 @@ import difflib
 import pytest
 from ansible_collections.pgfleet.ops.plugins.module_utils._errors import InvalidInput
 from ansible_collections.pgfleet.ops.plugins.module_utils._pgbouncer.ini import Change, Ini, Tree, retarget, without_secret
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from ini_texts import KEYS, NAMES, PARAMS, ini_texts
 
 MAIN = """\
 ; main file
@@ -242,60 +243,6 @@ def test_passwords_are_hidden():
 
 # -- properties: whatever a valid file looks like, only what was asked for changes
 
-NAMES = st.from_regex(r"[A-Za-z0-9_.*-]{1,20}", fullmatch=True).filter(lambda name: name != "pgbouncer")
-QUOTED_NAMES = st.text(st.characters(blacklist_characters="'\n\0", blacklist_categories=["Cs"]), min_size=1, max_size=15)
-VALUES = st.one_of(
-    st.sampled_from(["host", "it's", "''", "a b", " lead", "trail ", "\t", "x\ty", "=", "a=b", ";", "#x", "[s]", "%include /x", "ä ß", "\r", '"']),
-    st.text(st.characters(blacklist_characters="\n\0", blacklist_categories=["Cs"]), min_size=1, max_size=12),
-)
-KEYS = st.sampled_from(["host", "dbname", "user", "password", "connect_query", "application_name", "pool_mode"])
-PARAMS = st.dictionaries(KEYS, VALUES, max_size=5)
-BLANK = st.text(" \t", max_size=3)
-
-
-@st.composite
-def entries(draw, section):
-    quote = draw(st.booleans())
-    name = draw(QUOTED_NAMES if quote else NAMES)
-    lead, before, after = draw(BLANK), draw(BLANK), draw(BLANK)
-    if section == "databases":
-        parts = []
-        for key, value in draw(st.lists(st.tuples(KEYS, VALUES), max_size=4)):
-            bare = draw(st.booleans()) and not set(value) & set(" \t\r\v\f'")
-            gap = draw(st.sampled_from(["=", " =", "= ", "  =  "]))
-            parts.append(key + gap + (value if bare else "'%s'" % value.replace("'", "''")))
-        value = draw(st.sampled_from([" ", "  "])).join(parts)
-    else:
-        value = draw(st.text(st.characters(blacklist_characters="\n\0", blacklist_categories=["Cs"]), max_size=10))
-    return lead + ("'%s'" % name if quote else name) + before + "=" + after + value
-
-
-@st.composite
-def ini_texts(draw):
-    lines = []
-    for section in draw(st.lists(st.sampled_from(["databases", "pgbouncer", "users", "peers"]), min_size=1, max_size=5)):
-        header = draw(BLANK) + "[%s]" % section
-        if draw(st.integers(0, 4)) == 0:
-            lines.append(header + " " + draw(entries(section)))
-        else:
-            lines.append(header)
-        for _n in range(draw(st.integers(0, 5))):
-            kind = draw(st.integers(0, 5))
-            if kind <= 2:
-                lines.append(draw(entries(section)))
-            elif kind == 3:
-                lines.append(draw(BLANK))
-            elif kind == 4:
-                lines.append(
-                    draw(BLANK)
-                    + draw(st.sampled_from("#;"))
-                    + draw(st.text(st.characters(blacklist_characters="\n\0", blacklist_categories=["Cs"]), max_size=8))
-                )
-            else:
-                lines.append("%include " + draw(st.sampled_from(["/a/b.ini", "rel ative.ini"])))
-    newline = draw(st.sampled_from(["\n", "\n", "\r\n"]))
-    return newline.join(lines) + (newline if draw(st.booleans()) else "")
-
 
 @given(ini_texts())
 def test_parsing_loses_nothing(text):
@@ -371,3 +318,23 @@ def test_retargeting_and_back_restores_every_target(text, host, port):
     old_lines, new_lines = text.split("\n"), new.split("\n")
     assert len(old_lines) == len(new_lines)
     assert sum(a != b for a, b in zip(old_lines, new_lines)) <= len(changes)
+
+
+@settings(max_examples=40)
+@given(st.data(), NAMES, PARAMS)
+def test_a_file_of_several_is_changed_alone(data, name, params):
+    """As PgBouncer reads them: the section goes on behind an include, and of two entries the later one counts."""
+    parts = {"/d/%d.ini" % n: data.draw(ini_texts()).replace("%include", ";include") for n in range(3)}
+    main = "[databases]\n%include /d/0.ini\nmiddle = host=m\n[users]\n%include 1.ini\n%include 2.ini\n"
+    files = {**parts, "/d/main.ini": main}
+    tree = Tree.load("/d/main.ini", files.__getitem__)
+    before = tree.databases()
+    path = data.draw(st.sampled_from(sorted(parts)))
+    own = tree.files[path].databases()
+    last = tree.file_of(name)
+    assume(last is None or last == path)
+    assert tree.files[path].set_database(name, params) is (tree.files[path].text() != files[path])
+    after = Tree.load("/d/main.ini", {**files, path: tree.files[path].text()}.__getitem__)
+    assert after.databases() == tree.databases() == {**before, name: {**own.get(name, {}), **params}}
+    assert after.file_of(name) == path
+    assert {other: ini.text() for other, ini in after.files.items() if other != path} == {other: text for other, text in files.items() if other != path}

@@ -10,6 +10,9 @@ It reads the way PgBouncer's own parser reads, which is not quite what its docum
 only letters, digits and ``_ . - *``, or (since 1.25) anything in single quotes but a single quote; double quotes are a
 syntax error in every version. A value ends at a space and not at a tab. Nothing may stand behind a value, not even a
 comment. A section goes on through included files, and several headers and an entry may share a line.
+
+Only in one thing this is stricter: the parameters of an entry ``*`` are read with the others. PgBouncer reads them when the
+first client comes, and has no database for it where they are faulty.
 """
 
 from __future__ import annotations
