@@ -122,7 +122,7 @@ def test_lower_settings_go_to_the_primary_first_and_by_no_other_way(site, variab
     for primary, order in (("switchover", "switchover"), ("skip", "standbys_only")):
         output, _changed = play(site, "restart_cluster", fails=True, variables=variables, primary=primary)
         text = " ".join(output.split())
-        assert "The order %s is not possible" % order in text and "%s of max_connections, less than the" % wanted in text, output
+        assert "The order %s is not possible" % order in text and "its max_connections is %s after a restart, and that of" % wanted in text, output
     assert restarted(site, before) == set()
     restart_under_load(site, variables=variables, primary="in_place")
     assert values(site, "max_connections") == {wanted}
@@ -155,6 +155,50 @@ def test_a_node_that_does_not_come_back_ends_it_and_nobody_is_left_waiting(site,
         broken.start()
     whole(site)
     assert restarted(site, before) == {broken.name}
+
+
+def test_a_transaction_that_holds_up_the_pause_is_named_and_its_node_is_left_alone(site, variables):
+    """The failure of a loop prints what it loops over: no password may be in there, which play() looks for."""
+    before = started(site)
+    (port,) = [row["port"] for row in site.poolers[0].show("DATABASES") if row["name"] == "app_ro"]
+    held = next(node for node in site.nodes if node.port == port)
+    with site.poolers[0].connect("app_ro", application_name="nightly report") as connection, connection.transaction():
+        connection.execute("SELECT 1")
+        output, _changed = play(site, "restart_cluster", fails=True, variables=variables, primary="in_place", restart_pause_timeout=1)
+        assert "app_ro" in output and "postgres" in output and site.paused() == [], output
+        connection.execute("SELECT 1")
+    assert not restarted(site, before) & {held.name, site.primary.name}
+    whole(site)
+
+
+METHOD = """\
+- name: Restart by pg_ctl
+  ansible.builtin.command:
+    argv: ["{{ method_input.target.bin_directory }}/pg_ctl", -D, "{{ method_input.target.data_directory }}", -m, "{{ method_input.options.mode }}",
+           -l, "{{ method_input.target.log_file }}", -w, restart]
+  become: true
+  become_user: "{{ method_input.target.user }}"
+  changed_when: true
+  when: not ansible_check_mode and not pretend
+- name: Say what was done
+  ansible.builtin.set_fact:
+    method_result: {changed: true, msg: "restarted {{ method_input.node }}"}
+"""
+
+
+def test_a_method_of_ones_own_is_run_and_not_believed(site, variables):
+    method = site.lab.path / "restart.yml"
+    method.write_text(METHOD)
+    before = started(site)
+    output, _changed = play(site, "restart_cluster", fails=True, variables=variables, restart_method="restart_pg_ctl", primary="skip")
+    assert "restart_method" in output and restarted(site, before) == set(), output
+    options = {"variables": variables, "restart_method": str(method), "restart_timeout": 5}
+    output, _changed = play(site, "restart_cluster", fails=True, primary="skip", pretend=True, **options)
+    assert "was to be restarted, and within 5 s it was not" in " ".join(output.split()), output
+    assert restarted(site, before) == set() and site.paused() == []
+    play(site, "restart_cluster", primary="skip", pretend=False, **{**options, "restart_timeout": 60})
+    assert restarted(site, before) == {node.name for node in site.nodes if node is not site.primary}
+    whole(site)
 
 
 def test_bad_options(site, variables):

@@ -61,7 +61,7 @@ def test_one_raised_and_one_lowered_goes_in_no_order():
 def test_the_sentence_names_nodes_setting_and_values():
     found = restart_problems(Cluster([node("db1", 100, 60, standby=False), node("db2", 100, 60)]))
     assert found["standbys_only"] == [
-        "db2 would follow db1, and db2 has after its restart 60 of max_connections, less than the 100 that db1 has"
+        "db2 cannot follow db1: its max_connections is 60 after a restart, and that of db1 is 100 now"
     ]  # fmt: skip
 
 

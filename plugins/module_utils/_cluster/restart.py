@@ -55,6 +55,6 @@ def _too_low(name: str, standby: Node, its_time: str, primary: Node, that_time: 
     own, wanted = _values(standby)[name][its_time], _values(primary)[name][that_time]
     if int(own) >= int(wanted):
         return []
-    words = {"now": "has", "then": "has after its restart"}
-    return ["%s would follow %s, and %s %s %s of %s, less than the %s that %s %s" % (
-        standby.name, primary.name, standby.name, words[its_time], own, name, wanted, primary.name, words[that_time])]  # fmt: skip
+    words = {"now": "now", "then": "after a restart"}
+    return ["%s cannot follow %s: its %s is %s %s, and that of %s is %s %s" % (
+        standby.name, primary.name, name, own, words[its_time], primary.name, wanted, words[that_time])]  # fmt: skip
