@@ -5,10 +5,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import pytest
 from cluster_play import play
-from lab import Lab, wait_until
+from lab import REPOSITORY, Lab, wait_until
 from switchover_site import Site
 from test_pg_clone import age
 
@@ -60,7 +61,7 @@ def test_from_another_standby_and_without_a_copy(site):
         ([], {}, "Name the node that is to be the standby"),
         ([], {"standby": "db9"}, "Name the node that is to be the standby"),
         ([], {"standby": "db3", "source": "db3"}, "Name the node that is to be the standby"),
-        ([], {"standby": "db3", "clone_method": "rsync"}, "clone_method is auto, rewind or basebackup"),
+        ([], {"standby": "db3", "clone_method": "rsync"}, "which is neither a built-in method (auto, rewind, basebackup)"),
         (["--limit", "db3,localhost"], {"standby": "db3"}, "without a --limit"),
         ([], {"standby": "db1"}, "it is the primary"),
         ([], {"standby": "db1", "source": "db2", "reclone": True}, "a primary runs in"),
@@ -82,3 +83,28 @@ def test_what_the_module_says_is_read_last(site):
     # The lock was given back.
     output, _changed = play(site, "clone_standby", standby="db3")
     assert "nothing copied" in output, output
+
+
+def test_a_method_of_ones_own_is_judged_by_the_servers(site):
+    """The worked example of the documentation: the directory of a standby that is down serves as the copy."""
+    node, copy = site.node("db3"), site.node("db2")
+    copy.stop()
+    method = REPOSITORY / "docs" / "methods" / "clone_from_copy.yml"
+    more = {"standby": "db3", "reclone": True, "clone_method": str(method), "clone_copy_directory": str(copy.data)}
+    node.stop()
+    shutil.rmtree(node.data)
+    output, _changed = play(site, "clone_standby", "--check", **more)
+    assert "db3 would become a standby of db1, by" in output and not node.data.exists(), output
+    output, _changed = play(site, "clone_standby", **more)
+    assert "db3 is a standby of db1, by" in output and streams(site, "db3") == site.node("db1").port, output
+    # What a method must not be let near: it is not even called.
+    liar = site.lab.path / "liar.yml"
+    liar.write_text("- ansible.builtin.set_fact: {method_result: {changed: true, msg: done}}\n")
+    output, _changed = play(site, "clone_standby", fails=True, standby="db1", source="db3", clone_method=str(liar))
+    assert "a primary runs in" in output and "Take over its result" not in output, output
+    # And one that only says so.
+    node.stop()
+    output, _changed = play(site, "clone_standby", fails=True, standby="db3", reclone=True, clone_method=str(liar))
+    assert "See that it is a standby that streams from the source" in output and "nothing copied" not in output, output
+    copy.start()
+    node.start()
