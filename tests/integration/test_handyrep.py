@@ -289,3 +289,21 @@ def test_hosts_are_reached_as_handyrep_reached_them(own_lab, monkeypatch):
     nodes = [call for call in guardians if "-i /home/handyrep/.ssh/id_rsa handyrep@127.0.0.1 sudo" in call]
     poolers = [call for call in guardians if "-i /home/handyrep/.ssh/id_rsa -p 2222 handyrep@127.0.0.1 sudo" in call]
     assert nodes and poolers and len(nodes) + len(poolers) == len(guardians)
+
+
+def test_a_lost_primary_is_replaced_and_comes_back(own_lab):
+    """What HandyRep's failover and clone did, by a person: proof instead of trust, and nothing is wiped."""
+    migrated = Migrated(own_lab)
+    site = migrated.site
+    for node in site.nodes:
+        path = migrated.base / "host_vars" / (node.name + ".json")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"postgresql_node_passfile": str(node.passfile)}))
+    site.node("db1").stop("immediate")
+    migrated.play("promote_node", "-e", "cluster=shop_1", "-e", "candidate=db2")
+    migrated.play("redirect_pgbouncer", "-e", "cluster=shop_1")
+    migrated.play("clone_standby", "-e", "cluster=shop_1", "-e", "standby=db1")
+    assert site.primary.name == "db2" and site.node("db1").in_recovery
+    assert "cluster shop_1: healthy" in migrated.play("show_cluster", "-e", "cluster=shop_1")
+    with site.poolers[0].connect("app") as client:
+        client.execute("INSERT INTO public.load VALUES ('afterwards', 1, 1)")

@@ -474,6 +474,7 @@ FOREIGN = {
     "a package registry": re.compile(
         r"py" + r"pi\.|python" + r"hosted|arti" + r"factory|://[^/\s]*(nex" + r"us|regis" + r"try|mir" + r"ror|pro" + r"xy)[^/\s]*", re.I
     ),
+    "a conflict that was not resolved": re.compile(r"^(<{7}|>{7}) ", re.M),
     "an index of packages": re.compile(r"index-" + r"url[ =]+\w+://|INDEX_" + r"URL[:= ]+\w+://"),
 }
 
@@ -497,6 +498,7 @@ def test_nothing_of_one_workplace_is_in_the_repository(what):
         ("a path of a workplace", "/ro" + "ot/.cache"),
         ("a package registry", "https://my-mir" + "ror.example/debian"),
         ("an index of packages", "--index-" + "url https://x"),
+        ("a conflict that was not resolved", "a\n" + "<" * 7 + " HEAD\nb"),
     ],
 )
 def test_what_counts_as_of_one_workplace(what, text):

@@ -18,10 +18,6 @@ GUIDE = (ROOT / "docs" / "handyrep.md").read_text()
 NAMES = yaml.safe_load((pathlib.Path(__file__).parent / "data" / "handyrep_names.yml").read_text())
 # Not there yet, and said to be planned wherever they are named.
 PLANNED = {"fail_over", "check_failover", "pg_failover"}
-# Being written; held to everything as soon as they are there.
-PENDING = {
-    "promote_node",
-}  # fmt: skip
 PLAYBOOK_NAMES = {name[:-4] for name in PLAYBOOKS}
 INVENTORY_OPTIONS = {"cluster", "accepted", "strict", "host_prefix", "servers_save", "override_server_file", "handyrep_conf"}
 # What belongs to Ansible, PostgreSQL, HandyRep itself or the shell.
@@ -103,9 +99,6 @@ def is_option(module, path):
 
 def exists(token):
     """Whether what the guide puts between backquotes is there."""
-    root = re.split("[ .]", token)[0]
-    if root in PENDING - {*MODULES, *PLAYBOOK_NAMES, *ROLES}:
-        return True
     call = re.fullmatch(r"([a-z_]+)((?: -e [a-z_]+=[\w.]+)+)", token)
     if call:
         text = playbook_text(call.group(1)) if call.group(1) in PLAYBOOK_NAMES else ""
@@ -149,7 +142,7 @@ def test_what_is_planned_is_said_to_be_planned():
 def test_what_the_names_point_at_exists():
     known = {*MODULES, *PLAYBOOK_NAMES, *ROLES, "handyrep"}
     texts = [found.instead for found in PLUGINS.values()] + [found.instead for section in SETTINGS.values() for found in section.values()]
-    missing = {name for text in texts for name in re.findall(r"\bpgfleet\.ops\.(\w+)", text)} - known - PLANNED - PENDING
+    missing = {name for text in texts for name in re.findall(r"\bpgfleet\.ops\.(\w+)", text)} - known - PLANNED
     assert sorted(missing) == []
     for name in {name for text in texts for name in re.findall(r"\bdocs/\w+\.md", text)}:
         assert (ROOT / name).is_file(), name
@@ -159,8 +152,8 @@ def test_the_commands_of_the_guide_are_playbooks_that_take_these_variables():
     commands = re.findall(r"ansible-playbook .*?pgfleet\.ops\.(\w+)(.*)", GUIDE)
     assert len(commands) >= 3
     for name, rest in commands:
-        assert name in PLAYBOOK_NAMES | PENDING, name
-        for variable in re.findall(r"-e (\w+)=", rest) if name in PLAYBOOK_NAMES else ():
+        assert name in PLAYBOOK_NAMES, name
+        for variable in re.findall(r"-e (\w+)=", rest):
             assert re.search(r"\b%s\b" % variable, playbook_text(name)), (name, variable)
 
 
