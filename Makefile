@@ -98,8 +98,9 @@ integration: $(VENV)/.tests test-packages build
 end-to-end: build
 	@$(SUDO) $(BIN)/python tools/demo_test.py
 
-bench: $(VENV)/.tests test-packages ## our switchover beside the same steps with command line tools; a fleet registered with PoWA
+bench: $(VENV)/.tests test-packages ## our switchover, clone and registration of a fleet beside the same steps with command line tools
 	$(SUDO) $(BIN)/python tests/bench/switchover.py
+	$(SUDO) $(BIN)/python tests/bench/clone.py
 	$(SUDO) $(BIN)/python tests/bench/powa_servers.py
 
 clean: ## remove what make has built
