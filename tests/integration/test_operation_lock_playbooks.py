@@ -259,6 +259,21 @@ def test_the_lock_of_a_killed_run_is_released_by_name(runs):
     assert "nobody holds it" in output
 
 
+def test_a_deployment_works_alone_on_each_cluster(runs):
+    """Its hosts have nothing to do here, so that only the lock is there to stop it."""
+    inventory = runs.inventory({**SHOP, "store": ["db5"]})
+    other = {"cluster": "shop", "holder": "other", "operation": "clone of db2", "owner": "ops@elsewhere", "directory": runs.locks}
+    for member in SHOP["shop"]:
+        assert call_module("pg_operation_lock", {**other, "member": member}, user=None)["changed"]
+    output = runs.run(inventory, playbook="pgfleet.ops.deploy_site", fails=True)
+    assert 'held by ops@elsewhere for \\"clone of db2\\"' in output and "Install PostgreSQL" not in output
+    assert set(runs.held().values()) == {"clone of db2"}
+    for member in SHOP["shop"]:
+        assert call_module("pg_operation_lock", {**other, "member": member, "state": "released"}, user=None)["changed"]
+    output = runs.run(inventory, playbook="pgfleet.ops.deploy_site")
+    assert "Install PostgreSQL" in output and runs.held() == {}
+
+
 @pytest.fixture(scope="module")
 def cluster(lab):
     return Site(lab, nodes=2, poolers=1)
