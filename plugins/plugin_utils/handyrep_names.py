@@ -146,7 +146,7 @@ SETTINGS: dict[str, dict[str, Replacement]] = {
         "ssh_user": Replacement("ansible_user"),
         "ssh_key": Replacement("ansible_ssh_private_key_file"),
         "restart_method": Replacement("postgresql_node_method, and restart_method for a method of your own"),
-        "promotion_method": Replacement("promotion_method for a method of your own"),
+        "promotion_method": Replacement("pgfleet.ops.promote_node"),
         "clone_method": Replacement("clone_method of pgfleet.ops.clone_standby"),
         "lag_limit": Replacement("pgfleet_lag_limit_bytes, in bytes"),
         "lag": Replacement("pgfleet.ops.pg_cluster_info, asked when you ask"),
