@@ -238,13 +238,14 @@ def test_replay_that_is_paused(site, unchanged):
         site.node(name).sql("SELECT pg_wal_replay_resume()")
 
 
-def test_an_entry_that_is_paused_already(site, unchanged):
+@pytest.mark.parametrize(("named", "what"), [(" app", "app"), ("", "everything")])
+def test_an_entry_that_is_paused_already(site, unchanged, named, what):
     with site.poolers[0].console() as console:
-        console.execute("PAUSE app")
+        console.execute("PAUSE" + named)
         try:
-            refused(site.switch(standby_of(site)), "pooler1: app is paused already")
+            refused(site.switch(standby_of(site)), "pooler1: %s is paused already" % what)
         finally:
-            console.execute("RESUME app")
+            console.execute("RESUME" + named)
 
 
 # -- inside the window ---------------------------------------------------------------------------------------------

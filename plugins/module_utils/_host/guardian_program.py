@@ -585,6 +585,8 @@ class Pooler:
 class Pause:
     """Poolers that one operation pauses. What it paused is resumed, nothing else; nobody is asked where the entries lead."""
 
+    title = "guardian of a pause"
+
     def __init__(self):
         self.poolers = {}
         self.unsettled = False
@@ -658,7 +660,7 @@ class Pause:
         """After a recovery that did not reach every pooler: go on until it does."""
         end = time.monotonic() + LOOKING_SECONDS
         while self.unsettled and time.monotonic() < end:
-            note("pgfleet.ops guardian (pause): %s" % self.recover(5))
+            note("pgfleet.ops guardian of a pause: %s" % self.recover(5))
 
 
 class Guardian:
@@ -678,7 +680,8 @@ class Guardian:
         except Exception as error:
             outcome = "recovery failed: %s" % error
         self.recovered = "%s: %s" % (why, outcome)
-        note("pgfleet.ops switchover guardian (%s): %s" % (type(self.part).__name__.lower(), self.recovered))
+        title = getattr(self.part, "title", "switchover guardian (%s)" % type(self.part).__name__.lower())
+        note("pgfleet.ops %s: %s" % (title, self.recovered))
         return self.recovered
 
     def handle(self, request):

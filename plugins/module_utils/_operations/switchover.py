@@ -209,7 +209,6 @@ class Switchover(Operation):
         config = pooler.console.config(deadline)
         pooler.login_retry = config["server_login_retry"]
         affected = [change.name for change in pooler.changes]
-        # What is paused by name shows in SHOW DATABASES, a PAUSE of everything shows nowhere in 1.18.
         # "*" has no name of its own at run time: it can only be paused with everything else.
         pooler.everything = "*" in affected
         return PoolerView(
@@ -218,7 +217,7 @@ class Switchover(Operation):
             session_pools=[name for name in affected if (running.get(name, {}).get("pool_mode") or config["pool_mode"]) == "session"],
             stale=[name for name in affected if name != "*" and not same_target(entries[name], running.get(name))],
             disabled=[name for name in affected if running.get(name, {}).get("disabled")],
-            paused=[name for name in affected if running.get(name, {}).get("paused")],
+            paused=["everything"] if pooler.console.is_paused(deadline) else [name for name in affected if running.get(name, {}).get("paused")],
         )
 
     def _retarget(self, pooler: Pooler, cluster: Cluster, candidate: Node) -> None:
