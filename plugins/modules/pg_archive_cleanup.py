@@ -16,6 +16,7 @@ description:
     backups before them are ever removed. Timeline history files and everything else in the directory stay.
   - Segments are compared by their position, not by their timeline, as C(pg_archivecleanup) does. A segment of an earlier timeline
     stays if it is at or after the oldest position that is needed.
+  - While a base backup is being taken from a member nothing is removed, as no server tells where it began.
   - Run it on the host that has the archive. Segments are removed oldest first, so a run that is killed leaves no hole.
   - This is HandyRep's C(cleanup_archive) and the plugin C(archive_delete_find), which looked at the age of files alone.
 options:

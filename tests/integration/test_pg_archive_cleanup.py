@@ -379,6 +379,28 @@ def test_what_is_no_archive(own_lab):
         assert result["error"] == "InvalidInput" and words in result["msg"]
 
 
+def test_a_base_backup_that_runs_may_have_begun_before_the_newest(own_lab):
+    site = Site(own_lab)
+    site.write(2)
+    argv = [site.primary.system.bin / "pg_basebackup", "-D", own_lab.path / "slow", "-h", "127.0.0.1", "-p", site.primary.port, "-U", "postgres",
+            "-c", "fast", "-X", "none", "-N", "-r", "32k", "-l", "slow"]  # fmt: skip
+    environment = {**os.environ, "PGPASSWORD": SUPERUSER_PASSWORD}
+    slow = subprocess.Popen(HOST.argv(argv, "postgres"), env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: site.primary.value("SELECT phase FROM pg_stat_progress_basebackup") == "streaming database files", 60)
+        site.write(2)
+        site.back_up("quick")
+        site.write(1)
+        before = site.names
+        result = site.call()
+        assert result["error"] == "Refused" and "a base backup is being taken from db1" in result["msg"] and site.names == before, result
+    finally:
+        slow.terminate()
+        slow.wait()
+    wait_until(lambda: not site.primary.value("SELECT count(*) FROM pg_stat_progress_basebackup"), 60)
+    assert site.good()["oldest_needed"] == site.start_of("quick")
+
+
 def test_two_primaries_and_none(own_lab):
     site = Site(own_lab)
     standby = site.add_standby("db2")

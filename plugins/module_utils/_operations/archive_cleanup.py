@@ -130,7 +130,7 @@ class ArchiveCleanup(Operation):
             )
         backups = self._backups(files, self._history(names, timeline), timeline, segment_size)
         needs = [need for node in cluster.nodes if node.state is not None for need in needs_of(node, segment_size)]
-        needs += self._backup_needs(backups, files, primary, cluster, segment_size)
+        needs += self._backup_needs(backups, files, primary, segment_size)
         decision = archive.decide(files, needs, timeline, self.params["keep_hours"] * 3600)
         if self.params["verify_contents"]:
             for file in decision.removable:
@@ -157,6 +157,10 @@ class ArchiveCleanup(Operation):
             raise Refused("the nodes are of different clusters: %s" % found, expected="one system identifier")
         if len(cluster.primaries) > 1:
             raise SplitBrainRisk("more than one node accepts writes: %s" % ", ".join(node.name for node in cluster.primaries))
+        # It may have begun before the newest of those that are done.
+        running = [node.name for node in cluster.nodes if (node.state or {}).get("base_backups")]
+        if running:
+            raise Refused("a base backup is being taken from %s, and no server tells where it began" % ", ".join(running), action="Wait until it is done")
         if cluster.primary is None:
             raise Refused("no primary is among the nodes that answer", expected="exactly one", action="Clean the archive once the cluster has a primary again")
         return cluster.primary
@@ -187,9 +191,7 @@ class ArchiveCleanup(Operation):
         labels = self.params["ignore_labels"]
         return archive.judge_backups(found, present, timeline, history, segment_size, lambda label: any(fnmatch.fnmatchcase(label, one) for one in labels))
 
-    def _backup_needs(
-        self, backups: t.Sequence[JudgedBackup], files: t.Sequence[ArchivedFile], primary: Node, cluster: Cluster, segment_size: int
-    ) -> list[Need]:
+    def _backup_needs(self, backups: t.Sequence[JudgedBackup], files: t.Sequence[ArchivedFile], primary: Node, segment_size: int) -> list[Need]:
         counted = [one.backup for one in backups if one.problem is None]
         needs = [
             Need(one.start // segment_size, one.timeline, 'the backup "%s" of %s is kept' % (one.label, one.stopped_at))
@@ -203,9 +205,6 @@ class ArchiveCleanup(Operation):
                 expected="one, whose WAL is then kept",
                 action="Take a base backup, or name the oldest one of another tool in oldest_backup, or set without_backups if there are none to be kept",
             )
-        running = [node.name for node in cluster.nodes if (node.state or {}).get("base_backups")]
-        if not needs and not named and running:
-            raise Refused("a base backup is being taken from %s, and no other one is known" % ", ".join(running), action="Wait until it is done")
         return needs + named
 
     def _named_backup(self, text: str, backups: t.Sequence[JudgedBackup], files: t.Sequence[ArchivedFile], primary: Node, segment_size: int) -> Need:
