@@ -81,7 +81,7 @@ matrix: $(VENV)/.tests ## unit tests with newer ansible-core: make matrix MATRIX
 	$(BIN)/python tools/link_checkout.py
 	for pair in $(MATRIX); do
 	  core=$${pair%%:*}; python=$${pair#*:}; venv=.venv-$$core
-	  test -x $$venv/bin/pytest || { $$python -m venv $$venv; $$venv/bin/pip install --quiet --disable-pip-version-check "ansible-core==$$core.*" pytest pytest-xdist hypothesis "psycopg[binary]"; }
+	  test -x $$venv/bin/pytest || { $$python -m venv $$venv; $$venv/bin/pip install --quiet --disable-pip-version-check "ansible-core==$$core.*" configobj pytest pytest-xdist hypothesis "psycopg[binary]"; }
 	  echo "== ansible-core $$core on $$($$python --version)"
 	  $$venv/bin/pytest -q -n 2 tests/unit
 	done

@@ -398,5 +398,3 @@ def test_the_control_file_says_what_pg_controldata_says(site):
 def lsn(text):
     high, low = text.strip().split("/")
     return (int(high, 16) << 32) + int(low, 16)
-
-

@@ -525,3 +525,8 @@ def test_fragments_of_the_changelog_name_what_exists():
     # After a release the fragments are gone.
     assert not announced or set(MODULES) | set(ROLES) <= announced, sorted((set(MODULES) | set(ROLES)) - announced)
     assert not {name for name in announced if re.fullmatch(r"(pg|powa)[a-z]*_[a-z_]+", name)} - known
+
+
+@pytest.mark.parametrize("path", [path for path in tracked_files() if path.suffix in (".yml", ".yaml")], ids=relative)
+def test_lines_of_yaml_are_short_enough_for_the_linter(path):
+    assert [number for number, line in enumerate(path.read_text().splitlines(), 1) if len(line) > 160] == []
