@@ -56,3 +56,32 @@ def test_a_host_that_does_not_answer(site):
     assert "db1: the option fenced names it" in output
     assert [node.name for node in site.primaries] == ["db2"]
     db2.wait_for_standbys(1)
+
+
+def test_a_method_of_ones_own(site):
+    """It gets no further than ours would, and what it says is looked after."""
+    db1, db2, db3 = site.nodes
+    caught_up(db1, db2, db3)
+    liar, method = site.lab.path / "liar.yml", site.lab.path / "method.yml"
+    liar.write_text("- ansible.builtin.set_fact: {method_result: {changed: true, msg: promoted}}\n")
+    method.write_text(
+        """
+- ansible.builtin.command:
+    argv: ["{{ method_input.target.bin_directory }}/pg_ctl", -D, "{{ method_input.target.data_directory }}", promote]
+  become: true
+  become_user: "{{ method_input.target.user }}"
+  when: not ansible_check_mode
+- ansible.builtin.set_fact: {method_result: {changed: true, msg: promoted}}
+"""
+    )
+    output, _changes = run(site, candidate="db2", promotion_method=str(method), fails=True)
+    assert "db1 is a primary and accepts writes" in output
+    db1.stop()
+    output, _changes = run(site, candidate="db2", promotion_method=str(method), fails=True)
+    assert "db1 is down and would come back as a primary" in output and site.primaries == []
+    (db1.data / "standby.signal").touch()
+    output, _changes = run(site, candidate="db2", promotion_method=str(liar), fails=True)
+    assert "says that it has promoted db2, and the primary is none" in output
+    run(site, candidate="db2", promotion_method=str(method))
+    assert [node.name for node in site.primaries] == ["db2"]
+    db2.wait_for_standbys(1)
