@@ -342,7 +342,8 @@ def test_recovery_from_a_shutdown_that_hangs_ends_the_server_at_once(home):
     home.fence()
     with pytest.raises(program.Failure):
         home.node.stop(0.01)
-    assert home.node.recover(0.3) == "it was started again as the primary"
+    # A third of it is waited for, and the rest is for a start on a busy machine.
+    assert home.node.recover(6) == "it was started again as the primary"
     assert (home.signals, home.fenced, home.started) == ([signal.SIGINT, signal.SIGQUIT], False, 1)
 
 
