@@ -90,11 +90,11 @@ def copies(lab, source, rounds):
     return times
 
 
-def returns(lab, source, rounds):
+def returns(lab, source, rounds, settings):
     """The old primary comes back: after a clean switchover, after 20000 rows changed on both sides, and the latter by a new copy."""
     times = {"rejoin": [], "rewind": [], "new copy": []}
     copied = {"rejoin": [], "rewind": []}
-    nodes = [source, lab.postgres("other")]
+    nodes = [source, lab.postgres("other", settings=settings)]
     ours(nodes[1], source, verify=False)
     for number in range(3 * rounds):
         old, new = nodes
@@ -131,7 +131,9 @@ def main():
     module_library()
     lab = Lab()
     try:
-        source = lab.postgres("source", settings={"max_wal_size": "4GB"}).init().start()
+        # pg_rewind copies all of the source's pg_wal, so that its size counts.
+        settings = {"min_wal_size": "32MB", "max_wal_size": "64MB", "wal_keep_size": "0"}
+        source = lab.postgres("source", settings=settings).init().start()
         size = fill(source, options.megabytes)
         print("source: %d MB, %d rounds, medians [least to most]" % (size / 1048576, options.rounds), flush=True)
         times = copies(lab, source, options.rounds)
@@ -139,7 +141,7 @@ def main():
         print("pg_basebackup and start   %s" % shown(times["bare"]))
         for what in ("verify: false", "verify: true"):
             print("pg_clone %-16s %s   %.2f times" % (what, shown(times[what]), statistics.median(times[what]) / base), flush=True)
-        times, copied = returns(lab, source, options.rounds)
+        times, copied = returns(lab, source, options.rounds, settings)
         base = statistics.median(times["new copy"])
         print("old primary, new copy     %s" % shown(times["new copy"]))
         for what in ("rewind", "rejoin"):

@@ -172,7 +172,7 @@ class Judge:
             return self._unknown("its timeline %d has nothing in common with the source's timeline %d" % (own.timeline, source.past.timeline))
         found = Relation(
             "within", was_primary=self.was_primary, source_goes_on=not source.in_recovery or fork.other_left, crashed=self.crashed,
-            needs_checkpoint=not source.in_recovery and source.control_timeline != source.past.timeline, restore=bool(self._setting("restore_command")),
+            needs_checkpoint=not source.in_recovery and source.control_timeline != source.past.timeline,
         )  # fmt: skip
         if fork.one_left:
             last = self._last_record(own.timeline, own.left_at[max(own.left_at)])
@@ -210,7 +210,7 @@ class Judge:
             reason = "its WAL before %s on timeline %d is not the source's: both have written on that timeline" % (int_to_lsn(last.end), own.timeline)
             problem = "pg_rewind goes by timelines, which do not show this"
             return dataclasses.replace(found, verdict="diverged", reason=reason, rewind_problem=problem)
-        return dataclasses.replace(found, rejoin_problem=self._rejoin_problem(end, own.timeline, found.restore))
+        return dataclasses.replace(found, rejoin_problem=self._rejoin_problem(end, own.timeline))
 
     def _unknown(self, reason: str) -> Relation:
         return Relation("unknown", reason, was_primary=self.was_primary, crashed=self.crashed)
@@ -266,20 +266,20 @@ class Judge:
                     return bytes(there) == here
         return True
 
-    def _rejoin_problem(self, end: int, timeline: int, restore: bool) -> str | None:
+    def _rejoin_problem(self, end: int, timeline: int) -> str | None:
         first = self.source.first_segment
         needed = segment_name(1, end, self.control.wal_segment_size)[8:]
-        if first and first > needed and not restore:
+        if first and first > needed and not self._setting("restore_command"):
             return "the source no longer has the WAL from %s on that it needs to catch up" % int_to_lsn(end)
-        target = self._setting("recovery_target_timeline")
-        if timeline != self.source.past.timeline and target != "latest":
-            return "its recovery_target_timeline is %s, so that it would stay on timeline %d" % (target, timeline)
+        if timeline != self.source.past.timeline and self._setting("recovery_target_timeline") != "latest":
+            return "its recovery_target_timeline is not latest, so that it would stay on timeline %d" % timeline
         return None
 
     def _diverged(self, found: Relation, reason: str, lost: int, problem: str | None) -> Relation:
         problem = problem or self._rewind_problem()
         reason += ": about %d bytes are in this directory only" % lost
-        return dataclasses.replace(found, verdict="diverged", reason=reason, lost_bytes=lost, rewind_problem=problem)
+        restore = bool(self._setting("restore_command"))
+        return dataclasses.replace(found, verdict="diverged", reason=reason, lost_bytes=lost, rewind_problem=problem, restore=restore)
 
     def _rewind_problem(self) -> str | None:
         """What can be known without pg_rewind itself."""
