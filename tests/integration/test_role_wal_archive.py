@@ -12,10 +12,11 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 
 import cluster_play
 import pytest
-from lab import SUPERUSER_PASSWORD, ansible_environment, call_module, wait_until
+from lab import SUPERUSER_PASSWORD, ansible_environment, call_module, free_port, wait_until
 
 
 class Cluster:
@@ -230,3 +231,22 @@ def test_a_method_of_ones_own_must_leave_what_is_needed(own_lab):
     cluster.back_up("two")
     output, _changed = cluster.clean(fails=True, archive_delete_method="greedy.yml")
     assert "greedy.yml has removed WAL that is needed" in " ".join(output.split()), output
+
+
+def test_a_whole_site_with_its_archive(own_lab):
+    """deploy_site makes the instance and has it archive from its first start on; a second run changes nothing."""
+    site = types.SimpleNamespace(lab=own_lab, nodes=[], poolers=[])
+    base, archive = own_lab.path / "site", own_lab.path / "wal"
+    base.mkdir()
+    host = {
+        "pgfleet_roles": ["postgresql_node", "wal_archive"], "postgresql_node_port": free_port(), "postgresql_node_directory": str(base / "db1"),
+        "postgresql_node_install": False, "postgresql_node_replication_user": "replication", "postgresql_node_replication_password": "replication",
+        "postgresql_node_settings": {"fsync": False, "shared_buffers": "16MB", "archive_mode": True}, "wal_archive_directory": str(archive),
+        "wal_archive_script": str(own_lab.path / "archive_wal.sh"), "pgfleet_lock_directory": str(own_lab.path / "locks"),
+    }  # fmt: skip
+    hosts = {"db1": host, "archive1": {**host, "pgfleet_roles": ["wal_archive"]}}
+    output, changed = cluster_play.play(site, "deploy_site", hosts=hosts)
+    assert changed["db1"] > 5, output
+    assert [path.name for path in archive.iterdir() if len(path.name) == 24]
+    output, changed = cluster_play.play(site, "deploy_site", hosts=hosts)
+    assert changed == {"archive1": 0, "db1": 0}, output

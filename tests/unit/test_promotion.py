@@ -29,9 +29,11 @@ HOST = {
 DOWN = {**HOST, "pid": None}
 
 
-def member(name, server=SERVER, host=HOST, vouched=False, **state):
+def member(name, server=None, host=None, vouched=False, **state):
+    """One that answers as a standby, by SQL and by its host; {} for what does not answer."""
+    server, host = SERVER if server is None else server, HOST if host is None else host
     answer = {"in_recovery": True, "system_identifier": "7", "timeline": 1, "replay_paused": False, "received_lsn": "0/64", "replayed_lsn": "0/64", **state}
-    return Member(Node(name, name, 5432, state=answer), server, {**host, "place": name} if host else None, "" if host else "no route", vouched)
+    return Member(Node(name, name, 5432, state=answer), server or None, {**host, "place": name} if host else None, "" if host else "no route", vouched)
 
 
 def silent(name, host=None, vouched=False):
@@ -65,7 +67,7 @@ def test_every_kind_of_proof():
         (member("db3", received_lsn="0/65"), "1 bytes would be lost"),
         (member("db3", replayed_lsn="0/65"), "1 bytes would be lost"),
         (member("db3", system_identifier="8"), "another cluster"),
-        (member("db3", host=None), "cannot be held"),
+        (member("db3", host={}), "cannot be held"),
         (member("db3", host={**HOST, "pid": 2}), "is of another node"),
         (member("db3", server={**SERVER, "being_promoted": "x"}), "is being promoted"),
         (member("db3", server={**SERVER, "standby_signal": False}), "without standby.signal"),
@@ -80,7 +82,7 @@ def test_what_is_no_proof(other, words):
     ("candidate", "words"),
     [
         (member("db2", replay_paused=True), "replay is paused"),
-        (member("db2", host=None), "cannot be held"),
+        (member("db2", host={}), "cannot be held"),
         (member("db2", host={**HOST, "pid": 2}), "is of another node"),
         (silent("db2", HOST), "does not answer"),
     ],
@@ -144,12 +146,12 @@ class FakeSession:
 class FakeGuardian:
     def __init__(self, run, name):
         self.run, self.name = run, name
-        self.failure = None
+        self.failures = []
 
     def call(self, request, deadline, **arguments):
         self.run.asked.append((request, self.name))
-        if request == "promote" and self.failure:
-            raise self.failure
+        for failure in self.failures if request == "promote" else ():
+            raise failure
 
 
 def arranged(monkeypatch, run):
@@ -203,10 +205,10 @@ def test_a_member_that_was_not_held(monkeypatch):
 def test_an_answer_that_never_came(monkeypatch):
     """The guardian may have promoted it; only where it says that it did not it is known."""
     run = FakeRun(GOOD, GOOD)
-    run.guardians["node", "db2"].failure = NotReachable("gone")
+    run.guardians["node", "db2"].failures = [NotReachable("gone")]
     with pytest.raises(promotion.NotConfirmed, match="is not known"):
         arranged(monkeypatch, run).promote(1)
     run = FakeRun(GOOD, GOOD)
-    run.guardians["node", "db2"].failure = GuardianFailed("no server runs")
+    run.guardians["node", "db2"].failures = [GuardianFailed("no server runs")]
     with pytest.raises(GuardianFailed):
         arranged(monkeypatch, run).promote(1)
