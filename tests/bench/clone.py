@@ -47,8 +47,10 @@ def ours(node, source, **more):
     began = time.monotonic()
     result = call_module("pg_clone", options)
     took = time.monotonic() - began
-    if result["failed"] or not streams(source, node):
+    if result["failed"]:
         sys.exit("pg_clone failed: %s" % result)
+    # The source may still call it catching up.
+    wait_until(lambda: streams(source, node), 60)
     return took, result
 
 
