@@ -40,3 +40,15 @@ def test_the_operations_are_there():
 def test_links_lead_to_files(path):
     for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
         assert (path.parent / target).exists(), target
+
+
+# They change no node and no pooler: they look, they configure PoWA, they are steps of others, or they are there to end a lock.
+LOCKLESS = {"show_cluster", "name_cluster", "demo", "deploy_datasource", "register_powa_servers", "move_powa", "release_lock"}
+
+
+@pytest.mark.parametrize("name", [name for name in PLAYBOOKS if name[:-4] not in LOCKLESS])
+def test_a_playbook_that_changes_a_cluster_takes_its_lock_and_gives_it_back(name):
+    text = (ROOT / "playbooks" / name).read_text()
+    block, always = text.split("      always:\n")
+    assert "ansible.builtin.include_tasks: tasks/lock.yml" in block
+    assert "ansible.builtin.include_tasks: tasks/unlock.yml" in always
