@@ -9,7 +9,7 @@ version=$(case "$(. /etc/os-release && echo "$VERSION_ID")" in 12) echo 15 ;; 13
 packages=(
   "postgresql-$version" "postgresql-$version-powa" "postgresql-$version-pg-qualstats" "postgresql-$version-pg-stat-kcache"
   "postgresql-$version-pg-wait-sampling" "postgresql-$version-hypopg" "postgresql-$version-pg-track-settings"
-  pgbouncer powa-collector python3-psycopg python3-psycopg2 python3-venv shellcheck mmdebstrap
+  pgbouncer powa-collector python3-psycopg python3-psycopg2 python3-venv shellcheck mmdebstrap tini
 )
 # In a process of its own, whose end takes the policy away.
 install() (

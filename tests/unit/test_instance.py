@@ -4,10 +4,14 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import subprocess
+import threading
+import time
 
 import pytest
-from ansible_collections.pgfleet.ops.plugins.module_utils._errors import CommandFailed, InvalidInput, OperationError
+from ansible_collections.pgfleet.ops.plugins.module_utils._errors import CommandFailed, InvalidInput, OperationError, WaitTimeout
 from ansible_collections.pgfleet.ops.plugins.module_utils._host import controldata, listening
 from ansible_collections.pgfleet.ops.plugins.module_utils._host.instance import Instance
 
@@ -109,6 +113,45 @@ def test_a_missing_directory_has_no_server(tmp_path):
     assert one.postmaster() is None and not one.has_data and one.major_version is None
     (tmp_path / "postmaster.pid").write_text("not a number\n")
     assert Instance(str(tmp_path)).postmaster() is None
+
+
+@pytest.fixture
+def uncollected():
+    """A process that has ended and whose parent, this one, has not asked for its end."""
+    process = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    yield process
+    process.wait()
+
+
+def instance_with_marker(tmp_path, pid):
+    data, marker = tmp_path / "data", tmp_path / "started"
+    data.mkdir()
+    (data / "postmaster.pid").write_text("%d\n%s\n0\n" % (pid, data))
+    commands = {"bin_directory": str(tmp_path), "timeout": 1}
+    program = tmp_path / "pg_ctl"
+    program.write_text("#!/bin/sh\necho >%s\n" % marker)
+    program.chmod(0o755)
+    return Instance(str(data), "pg_ctl", **commands), marker
+
+
+def test_a_server_that_nobody_has_collected_is_named_and_none_is_started(tmp_path, uncollected, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    instance, marker = instance_with_marker(tmp_path, uncollected.pid)
+    with pytest.raises(WaitTimeout, match="process %d, has ended, but its parent, process %d," % (uncollected.pid, os.getpid())) as caught:
+        instance.start()
+    assert "--init" in caught.value.action and not marker.exists()
+
+
+def test_a_server_that_is_collected_late_does_not_keep_the_next_one_from_starting(tmp_path, uncollected, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    instance, marker = instance_with_marker(tmp_path, uncollected.pid)
+    collector = threading.Thread(target=lambda: (time.sleep(0.3), uncollected.wait()))
+    collector.start()
+    with pytest.raises(CommandFailed, match="did not start, or ended at once"):
+        instance.start()
+    collector.join()
+    assert marker.exists()
 
 
 def test_log_tail_shows_what_came_since(tmp_path):

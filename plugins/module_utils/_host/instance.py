@@ -278,6 +278,7 @@ class Instance:
             # Processes that outlived a killed postmaster end by themselves; until then no new one can start.
             if not (self.method == "command" and self.is_running()):
                 self.wait_down(deadline)
+                self._wait_collected(deadline)
             run_command(self.start_command(), timeout=self.timeout + 15)
             # systemd may answer before the server does, and Debian's unit hides a failed start. A supervisor of its own starts when it likes.
             over = ("ready", "standby") if self.method == "command" else ("ready", "standby", "down")
@@ -463,6 +464,22 @@ class Instance:
         pid = self.postmaster_pid()
         return sorted({*self.processes(), *([pid] if pid else [])})
 
+    def _wait_collected(self, deadline: Deadline) -> None:
+        """Wait until the parent of a killed postmaster has collected it: as long as it is a zombie, PostgreSQL takes it for a living server."""
+        try:
+            pid = abs(int(self._read_pidfile()[0]))
+        except (IndexError, ValueError):
+            return
+        try:
+            wait_for("the end of process %d" % pid, lambda: _process(pid)[1], lambda state: state not in ("Z", "X"), deadline)
+        except WaitTimeout as error:
+            error.message = (
+                "the last server, process %d, has ended, but its parent, process %s, has not collected it, and PostgreSQL starts no other one until then"
+                % (pid, _process(pid)[2])
+            )
+            error.action = "Give the container an init process that collects orphans (docker run --init)"
+            raise
+
     def _start_state(self) -> str:
         found = self.postmaster()
         return found.status or "starting" if found else "down"
@@ -512,12 +529,7 @@ def find_bin_directory(major_version: str | None) -> str:
 
 def is_postgres(pid: int) -> bool:
     """Whether a process lives and is a PostgreSQL server process. A zombie does not live."""
-    try:
-        with open("/proc/%d/stat" % pid, "rb") as file:
-            name, _parenthesis, rest = file.read().partition(b"(")[2].rpartition(b")")
-    except FileNotFoundError:
-        if os.path.isdir("/proc/self"):
-            return False
+    if not os.path.isdir("/proc/self"):
         # No /proc on this system: all that can be asked is whether it lives.
         try:
             os.kill(pid, 0)
@@ -526,9 +538,19 @@ def is_postgres(pid: int) -> bool:
         except PermissionError:
             pass
         return True
+    name, state, _parent = _process(pid)
+    return name.startswith(("postgres", "postmaster")) and state not in ("Z", "X")
+
+
+def _process(pid: int) -> tuple[str, str, str]:
+    """Name, state letter and parent of a process, from proc_pid_stat(5); empty when there is none."""
+    try:
+        with open("/proc/%d/stat" % pid, "rb") as file:
+            name, _parenthesis, rest = file.read().partition(b"(")[2].rpartition(b")")
     except OSError:
-        return False
-    return name.startswith((b"postgres", b"postmaster")) and rest.split()[0] not in (b"Z", b"X")
+        return "", "", ""
+    state, parent = rest.split()[:2]
+    return name.decode("utf-8", "replace"), state.decode(), parent.decode()
 
 
 def _working_directory(pid: int) -> str | None:
