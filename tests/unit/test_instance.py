@@ -199,3 +199,16 @@ def test_listeners_are_read():
 )  # fmt: skip
 def test_which_addresses_meet(wanted, taken, clash):
     assert listening.clashes(wanted, taken) is clash
+
+
+@pytest.mark.parametrize("text", [None, "", "no number\n"])
+def test_without_the_pid_of_an_old_server_nothing_is_waited_for(tmp_path, monkeypatch, text):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    instance, marker = instance_with_marker(tmp_path, 0)
+    pidfile = tmp_path / "data" / "postmaster.pid"
+    pidfile.unlink()
+    if text is not None:
+        pidfile.write_text(text)
+    with pytest.raises(CommandFailed, match="did not start, or ended at once"):
+        instance.start()
+    assert marker.exists()

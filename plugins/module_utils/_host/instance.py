@@ -466,10 +466,10 @@ class Instance:
 
     def _wait_collected(self, deadline: Deadline) -> None:
         """Wait until the parent of a killed postmaster has collected it: as long as it is a zombie, PostgreSQL takes it for a living server."""
-        try:
-            pid = abs(int(self._read_pidfile()[0]))
-        except (IndexError, ValueError):
+        lines = self._read_pidfile()
+        if not lines or not lines[0].lstrip("-").isdigit():
             return
+        pid = abs(int(lines[0]))
         try:
             wait_for("the end of process %d" % pid, lambda: _process(pid)[1], lambda state: state not in ("Z", "X"), deadline)
         except WaitTimeout as error:
