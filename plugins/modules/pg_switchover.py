@@ -23,54 +23,6 @@ options:
     description: Name of the node in O(nodes) that becomes the primary.
     type: str
     required: true
-  poolers:
-    description: Every PgBouncer whose entries lead to the cluster. One that is left out goes on sending its clients to the old primary.
-    type: list
-    elements: dict
-    default: []
-    suboptions:
-      name:
-        description: The pooler's name, unique in the list.
-        type: str
-        required: true
-      host:
-        description: Name or address of the pooler.
-        type: str
-        required: true
-      port:
-        description: Port of the pooler.
-        type: int
-        default: 6432
-      user:
-        description: A role in the pooler's C(admin_users), instead of O(pooler_user).
-        type: str
-      password:
-        description: Its password, instead of O(pooler_password).
-        type: str
-      config_file:
-        description: The file on the pooler's host that holds the [databases] section, C(pgbouncer.ini) itself or a file that it includes.
-        type: path
-        required: true
-      shell:
-        description: As O(nodes[].shell), for a user who may write O(poolers[].config_file) and has psycopg 3.
-        type: list
-        elements: str
-        default: []
-  pooler_user:
-    description: Console login for all poolers, instead of O(login_user).
-    type: str
-  pooler_password:
-    description: Its password, instead of O(login_password).
-    type: str
-  readonly_suffix:
-    description: Entries whose name ends like this, or this and a number, lead to a standby; all others that lead to the primary lead to the new one afterwards.
-    type: str
-    default: _ro
-  readonly_databases:
-    description: Names of further entries that lead to a standby.
-    type: list
-    elements: str
-    default: []
   lag_limit_bytes:
     description: A candidate that is further behind is refused, in bytes.
     type: int
@@ -79,16 +31,6 @@ options:
     description: A transaction on the primary that is open longer is a reason to refuse, in seconds, because every client would wait for it.
     type: float
     default: 5
-  pause_timeout:
-    description: How long the poolers may take to drain, in seconds; after it they are resumed and nothing has changed.
-    type: float
-    default: 2
-  timeout:
-    description:
-      - The longest time in seconds that a pooler may stay paused, whatever happens to this process.
-      - Half of it is for the way forward, the other half for the way back.
-    type: float
-    default: 30
   prepare_timeout:
     description: The longest time in seconds for the checkpoints before anything is paused, and for finishing an interrupted switchover.
     type: float
@@ -103,6 +45,7 @@ extends_documentation_fragment:
   - pgfleet.ops.attributes.changes
   - pgfleet.ops.connection.login
   - pgfleet.ops.members
+  - pgfleet.ops.poolers
 notes:
   - The login must be a superuser; all nodes are asked with the same one.
   - The host that runs the module needs PostgreSQL connections to all nodes, a console on all poolers, and, for each node and pooler that is elsewhere,

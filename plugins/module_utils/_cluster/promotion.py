@@ -50,7 +50,7 @@ class Member:
 
 @dataclasses.dataclass(frozen=True)
 class Proof:
-    """Why a member is no primary. ``kind`` is standby, down (and not fenced yet), fenced_down or vouched."""
+    """Why a member is no primary. ``kind`` is standby, running (and to be stopped), down (and not fenced yet), fenced_down or vouched."""
 
     kind: str
     text: str
@@ -70,9 +70,16 @@ class Judgement:
     def to_fence(self) -> list[str]:
         return [name for name, proof in self.proof.items() if proof.kind == "down"]
 
+    @property
+    def to_stop(self) -> list[str]:
+        return [name for name, proof in self.proof.items() if proof.kind == "running"]
 
-def judge(members: t.Sequence[Member], candidate: Member, max_data_loss_bytes: int) -> Judgement:
-    """None of the members answers as a primary; that is another matter than missing proof."""
+
+def judge(members: t.Sequence[Member], candidate: Member, max_data_loss_bytes: int, may_stop: bool = False) -> Judgement:
+    """None of the members answers as a primary; that is another matter than missing proof.
+
+    ``may_stop``: a server that answers nobody and runs on a host that can be asked is stopped before the promotion.
+    """
     found = Judgement()
     refuse = found.refusals.append
     _judge_candidate(candidate, refuse)
@@ -87,7 +94,10 @@ def judge(members: t.Sequence[Member], candidate: Member, max_data_loss_bytes: i
                 member.name, identifier, candidate.name, candidate.node.system_identifier))  # fmt: skip
         if member.name == candidate.name:
             continue
-        (_judge_standby if member.node.reachable else _judge_silent)(member, found)
+        if member.node.reachable:
+            _judge_standby(member, found)
+        else:
+            _judge_silent(member, found, may_stop)
         if candidate.node.reachable:
             _compare(member, candidate, max_data_loss_bytes, found)
     return found
@@ -130,7 +140,7 @@ def _judge_standby(member: Member, found: Judgement) -> None:
     found.proof[name] = Proof("standby", "it answers as a standby, on timeline %d, and is held" % member.timeline)
 
 
-def _judge_silent(member: Member, found: Judgement) -> None:
+def _judge_silent(member: Member, found: Judgement, may_stop: bool) -> None:
     """A member that does not answer."""
     name, node, host, refuse = member.name, member.node, member.host, found.refusals.append
     silence = "%s (%s:%d) does not answer (%s)" % (name, node.host, node.port, node.problem)
@@ -138,7 +148,10 @@ def _judge_silent(member: Member, found: Judgement) -> None:
         "Proof would be that its host says that no server works there (options data_directory and shell),"
         " or that you have fenced it for good (powered off, or cut off from all clients) and name it in the option fenced"
     )
-    if host is not None and host["pid"] is not None:
+    if host is not None and may_stop and (host["pid"] is not None or host["orphans"]):
+        working = sorted({host["pid"], *host["orphans"]} - {None})
+        found.proof[name] = Proof("running", "its server runs (process %s) and is stopped and fenced before the promotion" % ", ".join(map(str, working)))
+    elif host is not None and host["pid"] is not None:
         refuse("%s, and on its host the server runs (process %d): stop it with pgfleet.ops.pg_instance" % (silence, host["pid"]))
     elif host is not None and host["orphans"]:
         refuse("%s, and on its host server processes go on without their postmaster (%s): end them" % (silence, ", ".join(map(str, host["orphans"]))))

@@ -30,6 +30,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -106,7 +107,56 @@ def is_here(host):
     return False
 
 
-class Node:
+def knock(host, port, timeout):
+    """Whether a PostgreSQL server answers at an address, without a login: ``answers``, ``refused``, ``silent`` or ``unknown``.
+
+    An SSLRequest of the protocol (message formats of the PostgreSQL manual) is answered with one byte by every postmaster that is at work.
+    """
+    end = time.monotonic() + timeout
+    try:
+        if host.startswith("/"):
+            connection = socket.socket(socket.AF_UNIX)
+            connection.settimeout(timeout)
+            connection.connect("%s/.s.PGSQL.%d" % (host, port))
+        else:
+            connection = socket.create_connection((host, port), timeout)
+    except (ConnectionRefusedError, FileNotFoundError):
+        return "refused"
+    except socket.gaierror:
+        return "unknown"
+    except OSError:
+        return "silent"
+    with connection:
+        try:
+            connection.settimeout(max(0.1, end - time.monotonic()))
+            connection.sendall(struct.pack("!ii", 8, 80877103))
+            return "answers" if connection.recv(1) else "refused"
+        except ConnectionResetError:
+            return "refused"
+        except OSError:
+            return "silent"
+
+
+class Part:
+    """What a guardian guards."""
+
+    @staticmethod
+    def knock(addresses, timeout):
+        """What this host sees of others: for each host and port what ``knock`` says, all at once."""
+        answers = ["unknown"] * len(addresses)
+
+        def ask(number, host, port):
+            answers[number] = knock(host, port, timeout)
+
+        threads = [threading.Thread(target=ask, args=[number, *address]) for number, address in enumerate(addresses)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return answers
+
+
+class Node(Part):
     """One PostgreSQL instance on this host."""
 
     def __init__(self, data_directory, start_command):
@@ -279,6 +329,55 @@ class Node:
             self.unfence()
             raise Failure("a server works in %s (process %s)" % (self.data, self.postmaster() or ", ".join(map(str, working))))
 
+    def end(self, timeout):
+        """Fence a node whose server may be at work, and end all of it, whatever that takes. It is stopped by the same steps as a person would.
+
+        A server that is well gets the time for a clean shutdown; one that is frozen hears nothing but the last signal.
+        """
+        if self._lock is None:
+            raise Failure("it is not held by this operation")
+        if not os.path.exists(self.signal_file):
+            self._write_signal()
+        self.stopping, self.stopped_pid = True, self.postmaster()
+        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
+            working = {self.postmaster(), *self.orphans()} - {None}
+            # To the postmaster while there is one: it ends the others. The last signal is for all.
+            targets = working if number == signal.SIGKILL or self.postmaster() is None else {self.postmaster()}
+            for pid in targets:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            until = time.monotonic() + timeout / 3
+            while time.monotonic() < until:
+                if self.postmaster() is None and not self.orphans():
+                    return
+                if number != signal.SIGKILL and any(self._is_frozen(pid) for pid in targets):
+                    break
+                time.sleep(0.01)
+        raise Failure("processes of the server in %s do not end: %s" % (self.data, ", ".join(map(str, self.orphans()))))
+
+    @staticmethod
+    def _is_frozen(pid):
+        try:
+            with open("/proc/%d/stat" % pid, "rb") as stream:
+                return stream.read().rpartition(b")")[2].split()[0] == b"T"
+        except OSError:
+            return False
+
+    def end_of_wal(self, program, timeline, start, timeout):
+        """Where the valid WAL of a timeline ends that this node has from a position on, at which a record begins (bytes); null where it cannot say."""
+        begin = "%X/%X" % (start >> 32, start & 0xFFFFFFFF)
+        command = [program, "--path", os.path.join(self.data, "pg_wal"), "--timeline", str(timeline), "--start", begin]
+        try:
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, cwd="/", timeout=timeout, check=False, env={"LC_ALL": "C"})
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        for line in reversed(done.stdout.splitlines()):
+            found = re.search(rb"len \(rec/tot\): +[0-9]+/ *([0-9]+),.* lsn: ([0-9A-F]+)/([0-9A-F]+),", line)
+            if found:
+                return (int(found.group(2), 16) << 32) + int(found.group(3), 16) + int(found.group(1))
+        # The end of the WAL is an error for it, and so is a start at that end. A file that is missing tells nothing.
+        return start if b"invalid" in done.stderr or b"could not find a valid record" in done.stderr else None
+
     def _sync_directory(self):
         descriptor = os.open(self.data, os.O_RDONLY)
         os.fsync(descriptor)
@@ -401,7 +500,7 @@ class Node:
         return "it was started again as the primary"
 
 
-class Pooler:
+class Pooler(Part):
     """One PgBouncer on this host: the file with its [databases] section, and its console."""
 
     def __init__(self, config_file):
@@ -433,7 +532,10 @@ class Pooler:
         self.databases = databases
         self._console = self._connect(console)
         for direction in self.directions:
-            direction["session"] = self._connect(direction["node"]) if direction["node"] else None
+            direction["session"] = None
+            # A node that may be down is asked when it matters.
+            if direction["node"] and not direction.get("may_be_down"):
+                direction["session"] = self._connect(direction["node"])
 
     def switch(self, text):
         """Put the prepared text on disk, unless somebody has changed the file since it was looked at."""

@@ -16,6 +16,7 @@ from .._cluster.model import Cluster, Node
 from .._cluster.switchover import slot_name
 from .._errors import InvalidInput, OperationError, Refused
 from .._host.guardian import Guardian
+from .._host.instance import Instance
 from .._sql.connection import Session, Target, connect
 from .._wait import Deadline
 from .cluster_info import NODE_OPTIONS, check_nodes, describe, observe_cluster
@@ -52,6 +53,16 @@ def check_members(params: t.Mapping[str, t.Any]) -> None:
         if "password" in entry["conninfo"]:
             raise InvalidInput(
                 "the option conninfo of node %s holds a password, which would end up in postgresql.auto.conf" % entry["name"], expected="a passfile"
+            )
+
+
+def check_methods(params: t.Mapping[str, t.Any]) -> None:
+    """For every node it is known how its server is started. Raises InvalidInput."""
+    for entry in params["nodes"]:
+        if entry["shell"] and (entry["method"] == "auto" or (entry["method"] == "pg_ctl" and not entry["bin_directory"])):
+            raise InvalidInput(
+                "the node %s has a shell, so that this host cannot find out how its server is started" % entry["name"],
+                expected="the options method and, for pg_ctl, bin_directory of that node",
             )
 
 
@@ -104,6 +115,22 @@ class Run:
         guardian = self.keep(Guardian(name, shell, options, patience=self.params["timeout"] / 2))
         self.guardians[options["part"], name] = guardian
         return guardian
+
+    def guardian_of_node(self, node: Node, data_directory: str, config_file: str | None) -> Guardian:
+        """One that can also start the node's server; the options have been seen by ``check_methods``. Raises InvalidInput where this user may not."""
+        entry = self.entry(node)
+        instance = Instance(
+            data_directory,
+            config_file=config_file,
+            bin_directory=entry["bin_directory"],
+            method=entry["method"],
+            unit=entry["unit"],
+            log_file=entry["log_file"],
+            timeout=self.params["timeout"],
+        )
+        if not entry["shell"]:
+            instance.refuse_root()
+        return self.guardian(node.name, entry["shell"], {"part": "node", "data_directory": data_directory, "start_command": instance.start_command()})
 
     def hold(self, nodes: t.Iterable[Node], what: str = "switchover") -> None:
         """Keep other operations from these nodes until this one ends; one that is at work has up to 10 s to end. Raises Refused."""

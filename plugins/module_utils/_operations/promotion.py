@@ -58,11 +58,14 @@ class Looked:
 class Promotion:
     """The promotion of one candidate. ``fenced`` names the members that the user vouches for; ``what`` is the operation, for messages."""
 
-    def __init__(self, run: Run, candidate: str, fenced: t.Collection[str] = (), max_data_loss_bytes: int = 0, what: str = "promotion") -> None:
+    def __init__(
+        self, run: Run, candidate: str, fenced: t.Collection[str] = (), max_data_loss_bytes: int = 0, what: str = "promotion", may_stop: bool = False
+    ) -> None:
         self._run = run
         self._candidate = candidate
         self._fenced = fenced
-        self._max_data_loss_bytes = max_data_loss_bytes
+        self._may_stop = may_stop
+        self.max_data_loss_bytes = max_data_loss_bytes
         self._what = what
         self._held: set[str] = set()
         self.proved: Looked | None = None
@@ -85,7 +88,7 @@ class Promotion:
                 answer = Member(silent, host_problem="not asked")
             members.append(dataclasses.replace(answer, vouched=node.name in self._fenced))
         candidate = next(member for member in members if member.name == self._candidate)
-        return Looked(cluster, members, judge(members, candidate, self._max_data_loss_bytes))
+        return Looked(cluster, members, judge(members, candidate, self.max_data_loss_bytes, self._may_stop))
 
     def _ask(self, node: Node) -> Member:
         server = self._ask_server(node) if node.role == "standby" else None
@@ -178,6 +181,15 @@ class Promotion:
         """Let whatever starts this node, which is down, start a standby."""
         self._run.guardians["node", name].call("fence_down", Deadline(ANSWER_SECONDS))
 
+    def end(self, name: str, timeout: float) -> None:
+        """Fence this node, whose server may be at work, and end all of it."""
+        self._run.guardians["node", name].call("end", Deadline(timeout + ANSWER_SECONDS), timeout=timeout)
+
+    def put_back(self, name: str, timeout: float) -> str:
+        """Take back what fence() or end() did: a server that was ended starts again as what it was."""
+        guardian = self._run.guardians["node", name]
+        return str(guardian.call("recover", Deadline(timeout + ANSWER_SECONDS)))
+
     def unfence(self, name: str) -> None:
         """Take back what fence() did."""
         self._run.guardians["node", name].call("unfence", Deadline(ANSWER_SECONDS))
@@ -193,7 +205,8 @@ class Promotion:
         looked = self.look()
         self.refuse(looked)
         # Who answers now and did not before was never held.
-        unready = [member.name for member in looked.members if member.host is not None and member.name not in self._held] + looked.judgement.to_fence
+        unready = [member.name for member in looked.members if member.host is not None and member.name not in self._held]
+        unready += looked.judgement.to_fence + looked.judgement.to_stop
         if unready:
             raise Refused(
                 "the cluster has changed since it was looked at (%s), %s was not promoted" % (", ".join(unready), self._candidate), action="Run it again"

@@ -12,22 +12,17 @@ import typing as t
 
 from .._cluster.aliases import is_read_only
 from .._cluster.model import Cluster, Node
-from .._cluster.switchover import PoolerView, Transaction, read_only_target, refusals
-from .._errors import InvalidInput, NotConfirmed, OperationError, Refused
-from .._host.guardian import Guardian
-from .._host.instance import Instance
+from .._cluster.switchover import Transaction, refusals
+from .._errors import NotConfirmed, OperationError, Refused
 from .._module import LOGIN, ArgumentSpec, Context, Operation
-from .._parallel import ask_all
-from .._pgbouncer.console import Console
-from .._pgbouncer.ini import DATABASES, Change, Ini, retarget
 from .._plan import Plan
-from .._sql.connection import Target
 from .._sql.standby import ENDS_RECOVERY
 from .._wait import Deadline
-from .members import MEMBER_OPTIONS, Run, check_members
-from .switchover_window import Finish, Pooler, Seen, Window, bind, same_target
+from .members import MEMBER_OPTIONS, Run, check_members, check_methods
+from .poolers import POOLERS, add_resume_steps, check_poolers, look_at_poolers
+from .switchover_window import Finish, Seen, Window, bind
 
-SWITCHOVER = LOGIN.merge(
+SWITCHOVER = LOGIN.merge(POOLERS).merge(
     ArgumentSpec(
         {
             "candidate": {"type": "str", "required": True},
@@ -37,28 +32,8 @@ SWITCHOVER = LOGIN.merge(
                 "required": True,
                 "options": MEMBER_OPTIONS,
             },
-            "poolers": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {
-                    "name": {"type": "str", "required": True},
-                    "host": {"type": "str", "required": True},
-                    "port": {"type": "int", "default": 6432},
-                    "user": {"type": "str"},
-                    "password": {"type": "str", "no_log": True},
-                    "config_file": {"type": "path", "required": True},
-                    "shell": {"type": "list", "elements": "str", "default": []},
-                },
-            },
-            "pooler_user": {"type": "str"},
-            "pooler_password": {"type": "str", "no_log": True},
-            "readonly_suffix": {"type": "str", "default": "_ro"},
-            "readonly_databases": {"type": "list", "elements": "str", "default": []},
             "lag_limit_bytes": {"type": "int", "default": 16777216},
             "transaction_limit": {"type": "float", "default": 5},
-            "pause_timeout": {"type": "float", "default": 2},
-            "timeout": {"type": "float", "default": 30},
             "prepare_timeout": {"type": "float", "default": 300},
             "if_primary": {"type": "str", "choices": ["unchanged", "fail"], "default": "unchanged"},
         }
@@ -78,19 +53,8 @@ class Switchover(Operation):
     def observe(self) -> Seen:
         params = self.params
         check_members(params)
-        pooler_names = [entry["name"] for entry in params["poolers"]]
-        if len(set(pooler_names)) != len(pooler_names):
-            raise InvalidInput("two entries of the option poolers have the same name: %s" % ", ".join(sorted(pooler_names)))
-        for entry in params["nodes"]:
-            if entry["shell"] and (entry["method"] == "auto" or (entry["method"] == "pg_ctl" and not entry["bin_directory"])):
-                raise InvalidInput(
-                    "the node %s has a shell, so that this host cannot find out how its server is started" % entry["name"],
-                    expected="the options method and, for pg_ctl, bin_directory of that node",
-                )
-        if params["pause_timeout"] * 2 > params["timeout"]:
-            raise InvalidInput(
-                "the option timeout (%g s) must be at least twice the option pause_timeout (%g s)" % (params["timeout"], params["pause_timeout"])
-            )
+        check_poolers(params)
+        check_methods(params)
         cluster = self.run.observe()
         candidate = t.cast(Node, cluster.node(params["candidate"]))
         problems: list[str] = []
@@ -108,22 +72,8 @@ class Switchover(Operation):
         fenced_down = []
         if candidate.reachable and (candidate.role == "primary" or not cluster.primaries):
             fenced_down = [node.name for node in cluster.nodes if not node.reachable and self._is_fenced_down(node, candidate)]
-        deadline = Deadline(10)
-        poolers = [Pooler(entry["name"], entry, self._pooler_target(entry)) for entry in params["poolers"]]
-        for pooler, answer in zip(poolers, ask_all(poolers, lambda p: self._look_at_pooler(p, cluster, candidate, deadline), deadline)):
-            pooler.view = PoolerView(pooler.name, problem=str(answer)) if isinstance(answer, OperationError) else answer
+        poolers = look_at_poolers(self.run, cluster, candidate)
         return Seen(cluster, candidate, poolers, transactions, problems, fenced_down)
-
-    def _pooler_target(self, entry: t.Mapping[str, t.Any]) -> Target:
-        params = self.params
-        return Target.from_params(
-            params,
-            host=entry["host"],
-            port=entry["port"],
-            user=entry["user"] or params["pooler_user"],
-            password=entry["password"] or params["pooler_password"],
-            dbname="pgbouncer",
-        )
 
     def _transactions(self, primary: Node, problems: list[str]) -> list[Transaction]:
         """Open transactions of clients. Raises Refused where this login may not do what is needed."""
@@ -148,21 +98,6 @@ class Switchover(Operation):
         )
         return [Transaction(**row) for row in rows]
 
-    def _guardian_of_node(self, node: Node, data_directory: str, config_file: str | None) -> Guardian:
-        entry = self.run.entry(node)
-        instance = Instance(
-            data_directory,
-            config_file=config_file,
-            bin_directory=entry["bin_directory"],
-            method=entry["method"],
-            unit=entry["unit"],
-            log_file=entry["log_file"],
-            timeout=self.params["timeout"],
-        )
-        if not entry["shell"]:
-            instance.refuse_root()
-        return self.run.guardian(node.name, entry["shell"], {"part": "node", "data_directory": data_directory, "start_command": instance.start_command()})
-
     def _look_at_node(self, node: Node, problems: list[str]) -> None:
         """Can the node be held, and stopped and started, from here? Is it the one that answered the queries?"""
         entry = self.run.entry(node)
@@ -170,7 +105,7 @@ class Switchover(Operation):
         data_directory = entry["data_directory"] or state["data_directory"]
         config_file = entry["config_file"] or state["config_file"]
         try:
-            seen = self._guardian_of_node(node, data_directory, config_file).call("look", Deadline(10))
+            seen = self.run.guardian_of_node(node, data_directory, config_file).call("look", Deadline(10))
         except OperationError as error:
             problems.append("the host of %s: %s" % (node.name, error))
             return
@@ -191,57 +126,8 @@ class Switchover(Operation):
         entry = self.run.entry(node)
         if not entry["data_directory"] or entry["upstream"]:
             return False
-        seen = self._guardian_of_node(node, entry["data_directory"], entry["config_file"]).call("look", Deadline(10))
+        seen = self.run.guardian_of_node(node, entry["data_directory"], entry["config_file"]).call("look", Deadline(10))
         return seen["pid"] is None and seen["standby_signal"] and seen["system_identifier"] == primary.system_identifier
-
-    def _is_read_only(self, name: str) -> bool:
-        return is_read_only(name, self.params["readonly_suffix"], self.params["readonly_databases"])
-
-    def _look_at_pooler(self, pooler: Pooler, cluster: Cluster, candidate: Node, deadline: Deadline) -> PoolerView:
-        options = pooler.options
-        pooler.console = self.run.keep(Console.open(pooler.target, timeout=5))
-        guardian = self.run.guardian(pooler.name, options["shell"], {"part": "pooler", "config_file": options["config_file"]})
-        pooler.guardian = guardian
-        pooler.text = pooler.new_text = guardian.call("look", deadline)["text"]
-        self._retarget(pooler, cluster, candidate)
-        entries = Ini.parse(pooler.text, section=DATABASES).databases()
-        running = pooler.console.databases(deadline)
-        config = pooler.console.config(deadline)
-        pooler.login_retry = config["server_login_retry"]
-        affected = [change.name for change in pooler.changes]
-        # "*" has no name of its own at run time: it can only be paused with everything else.
-        pooler.everything = "*" in affected
-        return PoolerView(
-            name=pooler.name,
-            affected=affected,
-            session_pools=[name for name in affected if (running.get(name, {}).get("pool_mode") or config["pool_mode"]) == "session"],
-            stale=[name for name in affected if name != "*" and not same_target(entries[name], running.get(name))],
-            disabled=[name for name in affected if running.get(name, {}).get("disabled")],
-            paused=["everything"] if pooler.console.is_paused(deadline) else [name for name in affected if running.get(name, {}).get("paused")],
-        )
-
-    def _retarget(self, pooler: Pooler, cluster: Cluster, candidate: Node) -> None:
-        """The pooler's file as it will be: read-write entries go to the candidate, read-only ones leave it."""
-        primary = cluster.primary
-        if primary is candidate or not candidate.reachable:
-            return
-        # Without a primary an interrupted switchover is finished: then all that leads elsewhere is led to the candidate.
-        sources = [primary] if primary else [node for node in cluster.nodes if node is not candidate]
-        entries = Ini.parse(pooler.text, section=DATABASES).databases()
-        target = read_only_target(cluster, candidate) or candidate
-        text, changes = pooler.text, []
-        for source, destination, names in (
-            *((source, candidate, [name for name in entries if not self._is_read_only(name)]) for source in sources),
-            (candidate, target, [name for name in entries if self._is_read_only(name)]),
-        ):
-            mapping = {
-                (host, port): (destination.peer_address, destination.port)
-                for host, port in {(entry.get("host", ""), int(entry.get("port", 5432))) for entry in entries.values()}
-                if source.listens_at(host, port)
-            }
-            text, changed = retarget(text, mapping, names=names, section=DATABASES)
-            changes += changed
-        pooler.new_text, pooler.changes = text, changes
 
     # -- what is to be done ----------------------------------------------------------------------------------------
 
@@ -279,14 +165,7 @@ class Switchover(Operation):
             after={primary.name: "standby", candidate.name: "primary"},
         )
         plan.add("promote %s once it has replayed the shutdown checkpoint of %s" % (candidate.name, primary.name), window.promote)
-        for n, pooler in enumerate(seen.poolers):
-            plan.add(
-                "resume %s towards %s" % (pooler.name, candidate.name),
-                window.resume if n == 0 else _nothing,
-                subject="pooler %s, %s" % (pooler.name, pooler.options["config_file"]),
-                before=_targets(pooler.changes, "before"),
-                after=_targets(pooler.changes, "after"),
-            )
+        add_resume_steps(plan, window.redirection, window.resume)
         plan.add("start %s as a standby of %s" % (primary.name, candidate.name), window.rejoin)
         for node in cluster.standbys:
             if node is not candidate and self._follows_the_primary(node):
@@ -324,9 +203,7 @@ class Switchover(Operation):
                     plan.add(
                         "lead %s to %s" % (pooler.name, candidate.name),
                         bind(finish.lead, pooler),
-                        subject="pooler %s, %s" % (pooler.name, pooler.options["config_file"]),
-                        before=_targets(pooler.changes, "before"),
-                        after=_targets(pooler.changes, "after"),
+                        **pooler.diff(),
                     )
         for name in seen.fenced_down:
             plan.add("start %s as a standby of %s" % (name, candidate.name), bind(finish.start, name, self.run.uses_slots(cluster)))
@@ -342,9 +219,9 @@ class Switchover(Operation):
             if pooler.view.problem:
                 self.run.warn("pooler %s: %s" % (pooler.name, pooler.view.problem))
                 continue
-            for name, entry in Ini.parse(pooler.text, section=DATABASES).databases().items():
+            for name, entry in pooler.entries.items():
                 led = next((n for n in cluster.standbys if n.listens_at(entry.get("host", ""), int(entry.get("port", 5432)))), None)
-                if led and not self._is_read_only(name):
+                if led and not is_read_only(name, self.params["readonly_suffix"], self.params["readonly_databases"]):
                     self.run.warn("pooler %s: the entry %s leads to %s, which is a standby (see the option readonly_databases)" % (pooler.name, name, led.name))
         if not plan.changed and self.params["if_primary"] == "fail":
             raise Refused(
@@ -396,25 +273,10 @@ class Switchover(Operation):
             "primary": seen.cluster.primary.name if seen.cluster.primary else None,
             "timeline": seen.cluster.primary.timeline if seen.cluster.primary else None,
             "cluster": self.run.describe(seen.cluster),
-            "poolers": {pooler.name: {name: _shown(entry) for name, entry in self._entries(pooler).items()} for pooler in seen.poolers},
+            "poolers": {pooler.name: pooler.describe() for pooler in seen.poolers},
             "warnings_found": self.run.warnings,
             **self.run.result,
         }
 
     def close(self) -> None:
         self.run.close()
-
-    def _entries(self, pooler: Pooler) -> dict[str, dict[str, str]]:
-        return Ini.parse(pooler.text, section=DATABASES).databases() if pooler.text else {}
-
-
-def _shown(entry: t.Mapping[str, str]) -> dict[str, str]:
-    return {key: value for key, value in entry.items() if key in ("host", "port", "dbname")}
-
-
-def _targets(changes: t.Sequence[Change], side: str) -> str:
-    return "".join("%s = %s\n" % (change.name, " ".join("%s=%s" % item for item in _shown(getattr(change, side)).items())) for change in changes)
-
-
-def _nothing() -> None:
-    """A step that shows its own part of the diff and is done together with the step before it."""

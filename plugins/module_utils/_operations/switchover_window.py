@@ -25,51 +25,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import select
 import time
 import typing as t
 
 from .._cluster.model import Cluster, Node
-from .._cluster.switchover import PoolerView, Transaction
+from .._cluster.switchover import Transaction
 from .._errors import NotConfirmed, OperationError, Refused, RolledBack, WaitTimeout
 from .._host.guardian import Guardian
 from .._pgbouncer.console import Console
-from .._pgbouncer.ini import Change
-from .._sql.connection import Session, Target
+from .._sql.connection import Session
 from .._sql.settings import Setting, change_settings, put_back_settings, read_setting
 from .._sql.standby import ensure_slot, led_conninfo, point_at, receiver
 from .._sql.values import lsn_to_int
 from .._wait import Deadline, wait_for
 from .members import Run
+from .poolers import Pooler, Redirection
 from .promotion import Promotion, wait_until_promoted
 
-# With PgBouncer's default of 15 s, one login that meets a PAUSE keeps a pool closed for that long.
-LOGIN_RETRY_SECONDS = "0.1"
 # A promotion that meets a walreceiver being restarted waits this long; the default is 5 s.
 RETRIEVE_RETRY = "5ms"
-
-
-@dataclasses.dataclass
-class Pooler:
-    """One pooler with all that the window needs of it."""
-
-    name: str
-    options: t.Mapping[str, t.Any]
-    target: Target
-    guardian: Guardian | None = None
-    console: Console | None = None
-    text: str = ""
-    new_text: str = ""
-    changes: t.Sequence[Change] = ()
-    everything: bool = False
-    """It is paused as a whole, because its entry "*" is affected."""
-    login_retry: str = LOGIN_RETRY_SECONDS
-    view: PoolerView = dataclasses.field(default_factory=lambda: PoolerView(""))
-
-    @property
-    def paused(self) -> list[str | None]:
-        """What the PAUSE and RESUME commands name; None is everything."""
-        return [None] if self.everything else [change.name for change in self.changes]
 
 
 @dataclasses.dataclass
@@ -173,7 +147,7 @@ class Window:
         self.seen = seen
         self.old_node = old
         self.new_node = seen.candidate
-        self.poolers = [pooler for pooler in seen.poolers if pooler.changes]
+        self.redirection = Redirection(run, seen.poolers, self.old_node, self.new_node)
         self.finish = Finish(run, seen.candidate, run.params["timeout"])
         self.timeout: float = run.params["timeout"]
         self.limit = Deadline(0)
@@ -182,10 +156,6 @@ class Window:
         self.armed = False
         self.phase = "prepare"
         self._slots_wanted = False
-
-    @property
-    def _guardians_of_poolers(self) -> list[Guardian]:
-        return [t.cast(Guardian, pooler.guardian) for pooler in self.poolers]
 
     # Every step goes through here: one place knows the way back.
     def guarded(self, do: t.Callable[[], t.Any]) -> t.Callable[[], None]:
@@ -214,7 +184,11 @@ class Window:
             lost = ["%s (%s)" % (name, text) for name, text in outcomes.items() if not text.endswith(good)]
             return RolledBack(
                 "the switchover to %s failed and was rolled back, %s is the primary as before: %s" % (self.new_node.name, self.old_node.name, error),
-                action="Not put back: %s" % "; ".join(lost) if lost else "The poolers lead to %s again" % self.old_node.name if self.poolers else None,
+                action="Not put back: %s" % "; ".join(lost)
+                if lost
+                else "The poolers lead to %s again" % self.old_node.name
+                if self.redirection.poolers
+                else None,
                 **facts,
             )
         facts["cluster"] = self.run.describe(now)
@@ -239,7 +213,7 @@ class Window:
         patience = Deadline(self.timeout + 5)
         if self.armed:
             # The poolers first: they wait for a node to accept writes, and one that does not answer must not hold up the others.
-            guardians = [*self._guardians_of_poolers, self.guard_candidate, self.guard_node]
+            guardians = [*self.redirection.guardians, self.guard_candidate, self.guard_node]
             for guardian in guardians:
                 with contextlib.suppress(OperationError):
                     self._drain(guardian, Deadline(self.limit.left + 2))
@@ -252,7 +226,7 @@ class Window:
         now = self.run.observe()
         went_back = now.primary is not None and now.primary.name == self.old_node.name
         # Where the candidate was promoted, the old primary needs what was prepared for it as a standby.
-        for undo in reversed([self.reset_retry, *(self.undo if went_back else [])]):
+        for undo in reversed([self.reset_retry, self.redirection.restore_login_retry, *(self.undo if went_back else [])]):
             try:
                 undo()
             except OperationError as error:
@@ -285,28 +259,7 @@ class Window:
         roles = [self.old.value("SELECT pg_is_in_recovery()"), self.new.value("SELECT pg_is_in_recovery()")]
         if roles != [False, True]:
             raise Refused("the cluster has changed since it was looked at: %s is not the primary any more" % self.old_node.name, action="Run it again")
-        for pooler in self.poolers:
-            t.cast(Guardian, pooler.guardian).start(
-                "prepare",
-                console=pooler.target.keywords(),
-                databases=None if pooler.everything else pooler.paused,
-                directions=[
-                    {
-                        "name": node.name,
-                        "node": run.target(node).keywords(),
-                        "system_identifier": node.system_identifier,
-                        "text": text,
-                        "targets": {
-                            change.name: [getattr(change, side).get("host", ""), int(getattr(change, side).get("port", 5432))]
-                            for change in pooler.changes
-                            if change.name != "*"
-                        },
-                    }
-                    for node, text, side in ((self.old_node, pooler.text, "before"), (self.new_node, pooler.new_text, "after"))
-                ],
-            )
-        for pooler in self.poolers:
-            t.cast(Guardian, pooler.guardian).finish(deadline)
+        self.redirection.prepare(deadline)
         run.mark("connect")
         self.reset_retry = self._set(self.new_node, self.new, "wal_retrieve_retry_interval", RETRIEVE_RETRY)
         self._slots_wanted = run.uses_slots(self.seen.cluster)
@@ -359,11 +312,9 @@ class Window:
         half = self.timeout / 2
         self.limit = Deadline(half - min(1.0, half / 4))
         self.armed = True
-        guardians = [*self._guardians_of_poolers, self.guard_candidate, self.guard_node]
-        for guardian in guardians:
-            guardian.start("arm", limit=half)
-        for guardian in guardians:
-            guardian.finish(self.limit)
+        self.redirection.arm(half, self.limit)
+        for guardian in (self.guard_candidate, self.guard_node):
+            guardian.call("arm", self.limit, limit=half)
         self.guard_node.call("fence", self.limit)
         run.mark("fence")
 
@@ -373,39 +324,10 @@ class Window:
         self._arm()
         self.phase = "pause"
         bound = self.limit.within(run.params["pause_timeout"])
-        for pooler in self.poolers:
-            console = t.cast(Console, pooler.console)
-            if float(pooler.login_retry) > float(LOGIN_RETRY_SECONDS):
-                console.set("server_login_retry", LOGIN_RETRY_SECONDS, bound)
-                self.undo.append(bind(restore_login_retry, pooler))
-        # A PAUSE that meets a server connection in login makes PgBouncer take the pool for failed.
-        for pooler in self.poolers:
-            while any(row["sv_login"] for row in t.cast(Console, pooler.console).pools(bound)) and bound.left > bound.seconds / 2:
-                time.sleep(0.001)
+        self.redirection.quicken_logins(bound)
         run.mark("wait_for_logins")
         self.paused_at = time.monotonic()
-        waiting = {pooler.name: list(pooler.paused) for pooler in self.poolers}
-        busy: dict[str, Pooler] = {}
-        for pooler in self.poolers:
-            t.cast(Console, pooler.console).start_pause(waiting[pooler.name].pop(0))
-            busy[pooler.name] = pooler
-        while busy:
-            sockets = {t.cast(Console, pooler.console).session.fileno: pooler for pooler in busy.values()}
-            ready, _w, _x = select.select(list(sockets), [], [], bound.left)
-            if not ready and bound.passed:
-                raise WaitTimeout(
-                    "PAUSE did not end within %g s on %s: clients hold transactions open" % (bound.seconds, ", ".join(sorted(busy))),
-                    action="See pg_stat_activity on %s for the transactions, or raise pause_timeout" % self.old_node.name,
-                )
-            for descriptor in ready:
-                pooler = sockets[descriptor]
-                console = t.cast(Console, pooler.console)
-                if console.pause_finished():
-                    console.finish_pause(bound)
-                    if waiting[pooler.name]:
-                        console.start_pause(waiting[pooler.name].pop(0))
-                    else:
-                        del busy[pooler.name]
+        self.redirection.hold_back(bound, self.old_node.name)
         run.mark("pause")
 
     def stop(self) -> None:
@@ -417,16 +339,7 @@ class Window:
         self.phase = "stop"
         self.guard_node.start("stop", timeout=max(0.1, self.limit.left - 0.1))
         # The poolers' files change while the old primary writes its shutdown checkpoint.
-        for pooler in self.poolers:
-            t.cast(Guardian, pooler.guardian).start("switch", text=pooler.new_text)
-        for pooler in self.poolers:
-            t.cast(Guardian, pooler.guardian).finish(self.limit)
-            console = t.cast(Console, pooler.console)
-            console.reload(self.limit)
-            if float(pooler.login_retry) > float(LOGIN_RETRY_SECONDS):
-                console.set("server_login_retry", LOGIN_RETRY_SECONDS, self.limit)
-        # RELOAD answers success whatever it makes of the file; here it can still be taken back.
-        self._check_run_time()
+        self.redirection.switch(self.limit)
         run.mark("reload")
         self.shutdown_checkpoint = int(self.guard_node.finish(self.limit)["checkpoint"])
         run.mark("stop")
@@ -447,39 +360,16 @@ class Window:
     def resume(self) -> None:
         run = self.run
         self.phase = "resume"
-        deferred = self._deferred()
-        for pooler in self.poolers:
-            console = t.cast(Console, pooler.console)
-            for name in pooler.paused:
-                if name not in deferred.get(pooler.name, ()):
-                    console.resume(name, self.limit)
+        paused_ms = self.redirection.let_go(self.limit)
         run.mark("resume")
-        run.result["paused_ms"] = round((time.monotonic() - self.paused_at) * 1000, 1)
-
-    def _deferred(self) -> dict[str, list[str]]:
-        """Read-only entries that now lead to the old primary: they wait until it is a standby that answers."""
-        return {
-            pooler.name: [
-                change.name for change in pooler.changes if self.old_node.listens_at(change.after.get("host", ""), int(change.after.get("port", 5432)))
-            ]
-            for pooler in self.poolers
-        }
-
-    def _check_run_time(self) -> None:
-        for pooler in self.poolers:
-            running = t.cast(Console, pooler.console).databases(self.limit)
-            wrong = [change.name for change in pooler.changes if change.name != "*" and not same_target(change.after, running.get(change.name))]
-            if wrong:
-                raise NotConfirmed(
-                    "pooler %s still leads elsewhere for %s, although its file was changed and it was reloaded" % (pooler.name, ", ".join(wrong))
-                )
+        run.result["paused_ms"] = paused_ms
 
     # -- after the window ------------------------------------------------------------------------------------------
 
     def rejoin(self) -> None:
         run = self.run
         self.phase = "rejoin"
-        if not self.poolers:
+        if not self.redirection.poolers:
             run.result["paused_ms"] = round((time.monotonic() - self.paused_at) * 1000, 1)
         # Slots first: a follower that names one does not stream without it.
         if self._slots_wanted:
@@ -489,11 +379,9 @@ class Window:
         run.mark("start_old_primary")
         self.finish.wait_until_streaming(self.old_node)
         run.mark("stream")
-        for name, entries in self._deferred().items():
-            console = next(t.cast(Console, pooler.console) for pooler in self.poolers if pooler.name == name)
-            for entry in entries:
-                console.resume(entry, self.limit)
-        for guardian in (self.guard_node, self.guard_candidate, *self._guardians_of_poolers):
+        self.redirection.let_go_of_the_rest(self.limit)
+        self.redirection.disarm()
+        for guardian in (self.guard_node, self.guard_candidate):
             guardian.call("disarm", Deadline(5))
         self.armed = False
         # Nothing is left that could go back, and what was set for the way there is taken back in settle().
@@ -505,29 +393,12 @@ class Window:
     def settle(self) -> None:
         run = self.run
         self.reset_retry()
-        for pooler in self.poolers:
-            if float(pooler.login_retry) > float(LOGIN_RETRY_SECONDS):
-                restore_login_retry(pooler)
+        self.redirection.restore_login_retry()
         self.finish.drop_stale_slots()
         run.mark("settle")
         run.result["timing_ms"] = run.timing
         run.result["old_primary"] = self.old_node.name
         run.result["timeline_before"] = self.old_node.timeline
-
-
-def restore_login_retry(pooler: Pooler) -> None:
-    """On a console of its own: the other one may be busy with a PAUSE that has not ended."""
-    console = Console.open(pooler.target, timeout=5)
-    try:
-        console.set("server_login_retry", pooler.login_retry)
-    finally:
-        console.close()
-
-
-def same_target(entry: t.Mapping[str, str], running: t.Mapping[str, t.Any] | None) -> bool:
-    if running is None:
-        return False
-    return (entry.get("host") or None) == (running["host"] or None) and int(entry.get("port", 5432)) == int(running["port"] or 5432)
 
 
 def bind(function: t.Callable[..., t.Any], *arguments: t.Any) -> t.Callable[[], t.Any]:

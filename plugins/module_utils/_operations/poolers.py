@@ -1,0 +1,364 @@
+# Copyright (c) 2026, pgfleet.ops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# PRIVATE to the collection: no promise is made about this file to anything outside it.
+
+"""The poolers of a cluster while its primary moves: looked at, held back, led to the new primary, let go. Planned or not, it is the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import select
+import time
+import typing as t
+
+from .._cluster.aliases import is_read_only
+from .._cluster.model import Cluster, Node
+from .._cluster.switchover import PoolerView, read_only_target
+from .._errors import InvalidInput, NotConfirmed, OperationError, WaitTimeout
+from .._host.guardian import Guardian
+from .._module import ArgumentSpec
+from .._parallel import ask_all
+from .._pgbouncer.console import Console
+from .._pgbouncer.ini import DATABASES, Change, Ini, retarget
+from .._plan import Plan
+from .._sql.connection import Target
+from .._wait import Deadline
+from .members import Run
+
+# With PgBouncer's default of 15 s, one login that meets a PAUSE keeps a pool closed for that long.
+LOGIN_RETRY_SECONDS = "0.1"
+
+POOLERS = ArgumentSpec(
+    {
+        "poolers": {
+            "type": "list",
+            "elements": "dict",
+            "default": [],
+            "options": {
+                "name": {"type": "str", "required": True},
+                "host": {"type": "str", "required": True},
+                "port": {"type": "int", "default": 6432},
+                "user": {"type": "str"},
+                "password": {"type": "str", "no_log": True},
+                "config_file": {"type": "path", "required": True},
+                "shell": {"type": "list", "elements": "str", "default": []},
+            },
+        },
+        "pooler_user": {"type": "str"},
+        "pooler_password": {"type": "str", "no_log": True},
+        "readonly_suffix": {"type": "str", "default": "_ro"},
+        "readonly_databases": {"type": "list", "elements": "str", "default": []},
+        "pause_timeout": {"type": "float", "default": 2},
+        "timeout": {"type": "float", "default": 30},
+    }
+)
+"""In step with the doc fragment ``poolers``."""
+
+
+@dataclasses.dataclass
+class Pooler:
+    """One pooler with all that an operation needs of it."""
+
+    name: str
+    options: t.Mapping[str, t.Any]
+    target: Target
+    guardian: Guardian | None = None
+    console: Console | None = None
+    text: str = ""
+    new_text: str = ""
+    changes: t.Sequence[Change] = ()
+    everything: bool = False
+    """It is paused as a whole, because its entry "*" is affected."""
+    login_retry: str = LOGIN_RETRY_SECONDS
+    view: PoolerView = dataclasses.field(default_factory=lambda: PoolerView(""))
+
+    @property
+    def paused(self) -> list[str | None]:
+        """What the PAUSE and RESUME commands name; None is everything."""
+        return [None] if self.everything else [change.name for change in self.changes]
+
+    @property
+    def entries(self) -> dict[str, dict[str, str]]:
+        """The entries of its file, as it is on disk."""
+        return Ini.parse(self.text, section=DATABASES).databases() if self.text else {}
+
+    def describe(self) -> dict[str, dict[str, str]]:
+        """For the result: where each entry of its file leads."""
+        return {name: _shown(entry) for name, entry in self.entries.items()}
+
+    def diff(self) -> dict[str, str]:
+        """Keywords of a step of the plan."""
+        return {
+            "subject": "pooler %s, %s" % (self.name, self.options["config_file"]),
+            "before": _targets(self.changes, "before"),
+            "after": _targets(self.changes, "after"),
+        }
+
+
+def check_poolers(params: t.Mapping[str, t.Any]) -> None:
+    """The options of the poolers make sense together. Raises InvalidInput."""
+    names = [entry["name"] for entry in params["poolers"]]
+    if len(set(names)) != len(names):
+        raise InvalidInput("two entries of the option poolers have the same name: %s" % ", ".join(sorted(names)))
+    if params["pause_timeout"] * 2 > params["timeout"]:
+        raise InvalidInput("the option timeout (%g s) must be at least twice the option pause_timeout (%g s)" % (params["timeout"], params["pause_timeout"]))
+
+
+def look_at_poolers(run: Run, cluster: Cluster, candidate: Node, lost: t.Collection[Node] = ()) -> list[Pooler]:
+    """Ask every pooler, and find out what its file will say when ``candidate`` is the primary. One that cannot be asked has a problem in its view.
+
+    ``lost``: nodes that cannot be read from either.
+    """
+    params = run.params
+    deadline = Deadline(10)
+    poolers = []
+    for entry in params["poolers"]:
+        target = Target.from_params(
+            params, host=entry["host"], port=entry["port"], user=entry["user"] or params["pooler_user"], dbname="pgbouncer",
+            password=entry["password"] or params["pooler_password"],
+        )  # fmt: skip
+        poolers.append(Pooler(entry["name"], entry, target))
+    for pooler, answer in zip(poolers, ask_all(poolers, lambda pooler: _look(run, pooler, cluster, candidate, lost, deadline), deadline)):
+        pooler.view = PoolerView(pooler.name, problem=str(answer)) if isinstance(answer, OperationError) else answer
+    return poolers
+
+
+def _look(run: Run, pooler: Pooler, cluster: Cluster, candidate: Node, lost: t.Collection[Node], deadline: Deadline) -> PoolerView:
+    options = pooler.options
+    # Also where its console does not answer: it sees nodes.
+    pooler.guardian = run.guardian(pooler.name, options["shell"], {"part": "pooler", "config_file": options["config_file"]})
+    pooler.console = run.keep(Console.open(pooler.target, timeout=5))
+    pooler.text = pooler.new_text = pooler.guardian.call("look", deadline)["text"]
+    _retarget(run.params, pooler, cluster, candidate, lost)
+    entries = pooler.entries
+    running = pooler.console.databases(deadline)
+    config = pooler.console.config(deadline)
+    pooler.login_retry = t.cast(str, config["server_login_retry"])
+    affected = [change.name for change in pooler.changes]
+    # "*" has no name of its own at run time: it can only be paused with everything else.
+    pooler.everything = "*" in affected
+    return PoolerView(
+        name=pooler.name,
+        affected=affected,
+        session_pools=[name for name in affected if (running.get(name, {}).get("pool_mode") or config["pool_mode"]) == "session"],
+        stale=[name for name in affected if name != "*" and not same_target(entries[name], running.get(name))],
+        disabled=[name for name in affected if running.get(name, {}).get("disabled")],
+        paused=["everything"] if pooler.console.is_paused(deadline) else [name for name in affected if running.get(name, {}).get("paused")],
+    )
+
+
+def _retarget(params: t.Mapping[str, t.Any], pooler: Pooler, cluster: Cluster, candidate: Node, lost: t.Collection[Node]) -> None:
+    """The pooler's file as it will be: read-write entries go to the candidate, read-only ones leave it and what is lost."""
+    primary = cluster.primary
+    if not candidate.reachable or (primary is candidate and not lost):
+        return
+    # Without a primary something was interrupted or lost: then all that leads elsewhere is led to the candidate.
+    sources = list(lost) if primary is candidate else [primary] if primary else [node for node in cluster.nodes if node is not candidate]
+    entries = pooler.entries
+    target = read_only_target(cluster, candidate) or candidate
+    read_only = [name for name in entries if is_read_only(name, params["readonly_suffix"], params["readonly_databases"])]
+    text, changes = pooler.text, []
+    for source, destination, names in (
+        *((source, candidate, [name for name in entries if name not in read_only]) for source in sources),
+        *((source, target, read_only) for source in ([] if primary is candidate else [candidate]) + list(lost)),
+    ):
+        mapping = {
+            (host, port): (destination.peer_address, destination.port)
+            for host, port in {(entry.get("host", ""), int(entry.get("port", 5432))) for entry in entries.values()}
+            if source.listens_at(host, port)
+        }
+        text, changed = retarget(text, mapping, names=names, section=DATABASES)
+        changes += changed
+    pooler.new_text, pooler.changes = text, changes
+
+
+class Redirection:
+    """The way of all poolers whose entries change from one primary to the next. Its methods come in this order: prepare, arm, hold_back, switch, let_go.
+
+    From ``arm`` on the guardian of each pooler leads it to whichever node accepts writes when the process that holds this is gone, or late.
+    """
+
+    def __init__(self, run: Run, poolers: t.Iterable[Pooler], old: Node | None, new: Node) -> None:
+        self._run = run
+        self._old = old
+        self._new = new
+        self.poolers = [pooler for pooler in poolers if pooler.changes and not pooler.view.problem]
+        self.armed = False
+        self._retry_changed: list[Pooler] = []
+        self._began = 0.0
+
+    @property
+    def guardians(self) -> list[Guardian]:
+        return [t.cast(Guardian, pooler.guardian) for pooler in self.poolers]
+
+    def prepare(self, deadline: Deadline, old_is_lost: bool = False) -> None:
+        """Tell the guardians all that they need to go either way. ``old_is_lost``: it need not answer now."""
+        for pooler in self.poolers:
+            directions = []
+            for node, text, side in ((self._old, pooler.text, "before"), (self._new, pooler.new_text, "after")):
+                if node is None:
+                    continue
+                targets = {
+                    change.name: [getattr(change, side).get("host", ""), int(getattr(change, side).get("port", 5432))]
+                    for change in pooler.changes
+                    if change.name != "*"
+                }
+                directions.append(
+                    {
+                        "name": node.name,
+                        "node": self._run.target(node).keywords(),
+                        "text": text,
+                        "targets": targets,
+                        "system_identifier": self._new.system_identifier,
+                        "may_be_down": old_is_lost and node is self._old,
+                    }
+                )
+            t.cast(Guardian, pooler.guardian).start(
+                "prepare", console=pooler.target.keywords(), databases=None if pooler.everything else pooler.paused, directions=directions
+            )
+        for guardian in self.guardians:
+            guardian.finish(deadline)
+
+    def arm(self, limit: float, deadline: Deadline) -> None:
+        """From here on the guardians act when we do not, after ``limit`` seconds at the latest."""
+        self.armed = True
+        for guardian in self.guardians:
+            guardian.start("arm", limit=limit)
+        for guardian in self.guardians:
+            guardian.finish(deadline)
+
+    def disarm(self) -> None:
+        for guardian in self.guardians:
+            guardian.call("disarm", Deadline(5))
+        self.armed = False
+
+    def quicken_logins(self, bound: Deadline) -> None:
+        """A PAUSE that meets a server connection in login makes PgBouncer take the pool for failed: let that last no longer than a moment, and avoid it."""
+        for pooler in self.poolers:
+            if float(pooler.login_retry) > float(LOGIN_RETRY_SECONDS):
+                t.cast(Console, pooler.console).set("server_login_retry", LOGIN_RETRY_SECONDS, bound)
+                self._retry_changed.append(pooler)
+        for pooler in self.poolers:
+            while any(row["sv_login"] for row in t.cast(Console, pooler.console).pools(bound)) and bound.left > bound.seconds / 2:
+                time.sleep(0.001)
+
+    def hold_back(self, bound: Deadline, where: str, complete: bool = True) -> list[str]:
+        """PAUSE everything that changes, on all poolers at once. Returns the names of those whose transactions have not ended; an error if ``complete``."""
+        self._began = time.monotonic()
+        waiting = {pooler.name: list(pooler.paused) for pooler in self.poolers}
+        busy: dict[str, Pooler] = {}
+        for pooler in self.poolers:
+            t.cast(Console, pooler.console).start_pause(waiting[pooler.name].pop(0))
+            busy[pooler.name] = pooler
+        while busy:
+            sockets = {t.cast(Console, pooler.console).session.fileno: pooler for pooler in busy.values()}
+            ready, _w, _x = select.select(list(sockets), [], [], bound.left)
+            if not ready and bound.passed:
+                if complete:
+                    raise WaitTimeout(
+                        "PAUSE did not end within %g s on %s: clients hold transactions open" % (bound.seconds, ", ".join(sorted(busy))),
+                        action="See pg_stat_activity on %s for the transactions, or raise pause_timeout" % where,
+                    )
+                break
+            for descriptor in ready:
+                pooler = sockets[descriptor]
+                console = t.cast(Console, pooler.console)
+                if console.pause_finished():
+                    console.finish_pause(bound)
+                    if waiting[pooler.name]:
+                        console.start_pause(waiting[pooler.name].pop(0))
+                    else:
+                        del busy[pooler.name]
+        for pooler in busy.values():
+            # The PAUSE goes on, and its console with it.
+            pooler.console = self._run.keep(Console.open(pooler.target, timeout=5))
+            for name in waiting[pooler.name]:
+                self._run.keep(Console.open(pooler.target, timeout=5)).start_pause(name)
+        return sorted(busy)
+
+    def switch(self, limit: Deadline) -> None:
+        """Files and run time to the new primary, while everything is held back. Raises NotConfirmed where a pooler does not do what its file says."""
+        # All files at once, then all poolers: in the window of a switchover this goes on beside the shutdown.
+        for pooler in self.poolers:
+            t.cast(Guardian, pooler.guardian).start("switch", text=pooler.new_text)
+        for pooler in self.poolers:
+            t.cast(Guardian, pooler.guardian).finish(limit)
+            console = t.cast(Console, pooler.console)
+            console.reload(limit)
+            if pooler in self._retry_changed:
+                console.set("server_login_retry", LOGIN_RETRY_SECONDS, limit)
+        # RELOAD answers success whatever it makes of the file.
+        for pooler in self.poolers:
+            running = t.cast(Console, pooler.console).databases(limit)
+            wrong = [change.name for change in pooler.changes if change.name != "*" and not same_target(change.after, running.get(change.name))]
+            if wrong:
+                raise NotConfirmed(
+                    "pooler %s still leads elsewhere for %s, although its file was changed and it was reloaded" % (pooler.name, ", ".join(wrong))
+                )
+
+    def let_go(self, limit: Deadline) -> float:
+        """RESUME what does not lead to the old primary. Returns the milliseconds since the first PAUSE."""
+        for pooler in self.poolers:
+            deferred = self._deferred(pooler)
+            for name in pooler.paused:
+                if name not in deferred:
+                    t.cast(Console, pooler.console).resume(name, limit, missing_ok=True)
+        return self.paused_ms
+
+    @property
+    def paused_ms(self) -> float:
+        return round((time.monotonic() - self._began) * 1000, 1) if self._began else 0.0
+
+    def let_go_of_the_rest(self, limit: Deadline) -> None:
+        """RESUME what leads to the old primary, which is a standby by now."""
+        for pooler in self.poolers:
+            for name in self._deferred(pooler):
+                t.cast(Console, pooler.console).resume(name, limit, missing_ok=True)
+
+    def _deferred(self, pooler: Pooler) -> list[str]:
+        """Read-only entries that now lead to the old primary: they wait until it is a standby that answers."""
+        old = self._old
+        return [change.name for change in pooler.changes if old and old.listens_at(change.after.get("host", ""), int(change.after.get("port", 5432)))]
+
+    def restore_login_retry(self) -> None:
+        """What quicken_logins has set. On a console of its own: the other one may be busy with a PAUSE that has not ended. Tries every pooler."""
+        failed: list[OperationError] = []
+        for pooler in self._retry_changed:
+            try:
+                console = Console.open(pooler.target, timeout=5)
+                try:
+                    console.set("server_login_retry", pooler.login_retry)
+                finally:
+                    console.close()
+            except OperationError as error:
+                failed.append(error)
+        self._retry_changed.clear()
+        if failed:
+            raise failed[0]
+
+
+def add_resume_steps(plan: Plan, redirection: Redirection, resume: t.Callable[[], t.Any]) -> None:
+    """One step for each pooler in the plan, which shows its part of the diff; all are done together with the first."""
+    for number, pooler in enumerate(redirection.poolers):
+        plan.add("resume %s towards %s" % (pooler.name, redirection._new.name), _nothing if number else resume, **pooler.diff())
+
+
+def same_target(entry: t.Mapping[str, str], running: t.Mapping[str, t.Any] | None) -> bool:
+    """Whether an entry of the file is what the pooler does."""
+    if running is None:
+        return False
+    return (entry.get("host") or None) == (running["host"] or None) and int(entry.get("port", 5432)) == int(running["port"] or 5432)
+
+
+def _shown(entry: t.Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in entry.items() if key in ("host", "port", "dbname")}
+
+
+def _targets(changes: t.Sequence[Change], side: str) -> str:
+    return "".join("%s = %s\n" % (change.name, " ".join("%s=%s" % item for item in _shown(getattr(change, side)).items())) for change in changes)
+
+
+def _nothing() -> None:
+    """A step that shows its own part of the diff and is done together with the step before it."""
