@@ -9,6 +9,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 MATRIX ?= 2.20:python3.12 2.21:python3.13
 VENV ?= .venv
+PEERS ?= yes
 BIN := $(VENV)/bin
 BUILD := .build
 COLLECTIONS := $(CURDIR)/$(BUILD)/collections
@@ -99,8 +100,12 @@ integration: $(VENV)/.tests test-packages build
 end-to-end: build
 	@$(SUDO) $(BIN)/python tools/demo_test.py
 
-bench: $(VENV)/.tests test-packages ## our switchover, clone and registration of a fleet beside the same steps with command line tools
-	$(SUDO) tini -s -- $(BIN)/python tests/bench/switchover.py
+bench: $(VENV)/.tests test-packages ## switchover and failover beside Patroni, HandyRep and the same by hand, clone and registration beside tools (PEERS=no: without Patroni)
+	peers=
+	if [ "$(PEERS)" != no ]; then
+	  $(SUDO) tools/install_bench_packages.sh && peers=--peers || echo "the packages of Patroni cannot be installed: without it" >&2
+	fi
+	$(SUDO) tini -s -- $(BIN)/python tests/bench/switchover.py $$peers
 	$(SUDO) tini -s -- $(BIN)/python tests/bench/clone.py
 	$(SUDO) tini -s -- $(BIN)/python tests/bench/powa_servers.py
 

@@ -6,7 +6,8 @@
 
 Usage: load.py OPTIONS.json, with the keys poolers ([[host, port], ...]), dbname, user, passfile, table, clients, interval
 (seconds between two rows of one client), duration (seconds, the upper bound), ready (file made once every client has
-committed a row), stop (file that ends the load when it appears) and report (file for the result).
+committed a row), stop (file that ends the load when it appears), report (file for the result) and, if the report is to
+tell when each row was committed and each error came (seconds of the monotonic clock), moments: true.
 
 The report: rows acknowledged, errors with their time, the longest time without any commit (outage_ms) and the longest
 single commit. The rows are (run, client, sequence); which of them are missing is for the caller to ask the primary.
@@ -114,6 +115,9 @@ def main():
         "median_gap_ms": round(sorted(gap for gap, _start in gaps)[len(gaps) // 2] * 1000, 2) if gaps else None,
         "longest_commit_ms": round(max(client.longest for client in clients) * 1000, 1),
     }
+    if options.get("moments"):
+        report["moments"] = moments
+        report["error_moments"] = sorted(moment for moment, _text in errors)
     with open(options["report"] + ".new", "w", encoding="utf-8") as stream:
         json.dump(report, stream)
     os.rename(options["report"] + ".new", options["report"])

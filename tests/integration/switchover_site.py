@@ -129,7 +129,7 @@ class Sites:
 class Load:
     """The demo's clients, as a process of their own; use as a context, then read ``report``."""
 
-    def __init__(self, site, clients=20, interval=0.05, duration=60, dbname="app"):
+    def __init__(self, site, clients=20, interval=0.05, duration=60, dbname="app", moments=False):
         self.site = site
         base = site.lab.path / "load"
         base.mkdir(exist_ok=True)
@@ -147,7 +147,7 @@ class Load:
         self.options_file.write_text(json.dumps({
             "poolers": [["127.0.0.1", pooler.port] for pooler in site.poolers], "dbname": dbname, "user": "postgres", "passfile": str(passfile),
             "table": "public.load", "clients": clients, "interval": interval, "duration": duration, "ready": str(self.ready_file),
-            "stop": str(self.stop_file), "report": str(self.report_file),
+            "stop": str(self.stop_file), "report": str(self.report_file), "moments": moments,
         }))  # fmt: skip
         self.report = None
 
