@@ -257,6 +257,7 @@ nodes:
       description:
         - Its slots with RV(ignore:active), RV(ignore:wal_status) and RV(ignore:retained_bytes), the WAL that each holds. RV(ignore:safe_bytes) can still be
           written before it is lost.
+        - RV(ignore:failover) and RV(ignore:synced) are those of PostgreSQL 17 and later, whose standbys can have logical slots of their primary.
       type: list
       elements: dict
     pending_restart:

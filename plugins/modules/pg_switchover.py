@@ -28,9 +28,53 @@ options:
     type: int
     default: 16777216
   transaction_limit:
-    description: A transaction on the primary that is open longer is a reason to refuse, in seconds, because every client would wait for it.
+    description: A transaction on the primary that is open longer is too long, in seconds, because every client would wait for it.
     type: float
     default: 5
+  long_transactions:
+    description:
+      - What to do when a transaction is open longer than O(transaction_limit). It is looked for at first and again right before the first pause.
+      - V(refuse) names each with process, user, application, age and since when it is open.
+      - V(wait) waits until there is none, at most O(wait_timeout).
+      - V(terminate) ends the sessions that hold them, right before the first pause; each of their clients gets an error. No other session is ended.
+      - V(ignore) goes on. Where such a transaction is a pooler's and does not end within O(pause_timeout), everything is rolled back; where it is no
+        pooler's, the stop of the primary ends it.
+    type: str
+    choices: [refuse, wait, terminate, ignore]
+    default: refuse
+  synchronous:
+    description:
+      - What to do when commits on the candidate would wait for ever, because its C(synchronous_standby_names) wants more standbys than will stream from it.
+      - With V(ignore), commits wait until the setting is changed.
+    type: str
+    choices: [refuse, ignore]
+    default: refuse
+  archive_behind:
+    description:
+      - What to do when archiving on the primary fails, or more than O(archive_lag_limit) files of WAL wait for it. Nobody archives later what the old primary
+        has not archived when it stops, so that the archive has a gap, and the old primary can start as a standby only when its archiver has ended.
+      - V(wait) waits until the archiver has caught up, at most O(wait_timeout).
+    type: str
+    choices: [refuse, wait, ignore]
+    default: refuse
+  archive_lag_limit:
+    description: How many files of WAL may wait to be archived.
+    type: int
+    default: 16
+  foreign_slots:
+    description:
+      - What to do when the primary has replication slots that the candidate lacks, other than those of O(nodes), logical ones (their subscribers cannot go on
+        at the new primary) or physical ones, of a backup server for example. Each is named with what it holds.
+      - A slot that the candidate has, too, is no reason; from PostgreSQL 17 on a logical one must be synced from the primary.
+      - With V(ignore) they stay on the old primary, where they hold WAL until they are dropped. The primary does not stop before the users of slots that are
+        in use have received everything.
+    type: str
+    choices: [refuse, ignore]
+    default: refuse
+  wait_timeout:
+    description: How long all that is waited for before the first pause may take together, in seconds.
+    type: float
+    default: 60
   prepare_timeout:
     description: The longest time in seconds for the checkpoints before anything is paused, and for finishing an interrupted switchover.
     type: float
@@ -102,6 +146,11 @@ timeline:
   returned: success
   type: int
   sample: 2
+terminated:
+  description: The sessions that were ended because their transaction was too long, each with pid, user, application_name, started_at and seconds.
+  returned: when O(long_transactions=terminate) and it came that far
+  type: list
+  elements: dict
 timeline_before:
   description: The old primary's timeline.
   returned: when the primary was moved

@@ -10,7 +10,7 @@ import re
 
 import pytest
 from ansible_collections.pgfleet.ops.plugins.module_utils._cluster.model import STATUS_NUMBERS, Cluster, Node, Verdict, parse_synchronous
-from ansible_collections.pgfleet.ops.plugins.module_utils._cluster.switchover import PoolerView, Transaction, read_only_target, refusals, slot_name
+from ansible_collections.pgfleet.ops.plugins.module_utils._cluster.switchover import PoolerView, read_only_target, refusals, slot_name
 from ansible_collections.pgfleet.ops.plugins.module_utils._sql.values import int_to_lsn
 from hypothesis import given
 from hypothesis import strategies as st
@@ -415,20 +415,16 @@ def test_who_is_not_eligible_comes_last_and_equals_go_by_name(strategy):
 # -- may a switchover begin? -------------------------------------------------------------------------------------------
 
 
-def why_not(nodes=None, candidate=None, poolers=(), transactions=()):
+def why_not(nodes=None, candidate=None, poolers=()):
     nodes = nodes or [primary(), standby("db2"), standby("db3")]
-    return refusals(Cluster(nodes), candidate or nodes[1], LIMIT, poolers, transactions, 5)
-
-
-def transaction(seconds, application="batch"):
-    return Transaction(42, seconds, application, "app", "2026-01-01 00:00:00+00")
+    return refusals(Cluster(nodes), candidate or nodes[1], LIMIT, poolers)
 
 
 GOOD = PoolerView("p1", affected=["app"])
 
 
 def test_nothing_speaks_against_it():
-    assert why_not(poolers=[GOOD], transactions=[transaction(5.0)]) == []
+    assert why_not(poolers=[GOOD]) == []
 
 
 @pytest.mark.parametrize(
@@ -452,13 +448,10 @@ def test_nothing_speaks_against_it():
         ),
         ({"nodes": [primary(recovery_target_timeline="1"), standby("db2")]}, r"^node db1 could not follow to a new timeline"),
         ({"poolers": [PoolerView("p1", problem="no console")]}, r"pooler p1: no console"),
-        ({"poolers": [PoolerView("p1", affected=["app"], session_pools=["app"])]}, r"pooler p1 pools by session for app"),
         ({"poolers": [PoolerView("p1", affected=["app"], stale=["app"])]}, r"pooler p1: the entry app leads elsewhere.*RELOAD"),
         ({"poolers": [PoolerView("p1", affected=["app"], disabled=["app"])]}, r"pooler p1: the entry app is disabled"),
         ({"poolers": [PoolerView("p1", affected=["app"], paused=["app"])]}, r"pooler p1: app is paused already"),
         ({"poolers": [GOOD, PoolerView("p2")]}, r"pooler p2 has no entry that leads to the primary"),
-        ({"transactions": [transaction(1), transaction(6)]}, r"open longer than 5 s.*: pid 42 \(user app, application batch\) open since 2026.*, 6\.0 s$"),
-        ({"transactions": [transaction(6, "")]}, r"application without a name"),
     ],
 )
 def test_each_reason_against_a_switchover_alone(arguments, expected):
@@ -489,9 +482,9 @@ def test_all_reasons_are_found_at_once():
         standby("db3", timeline=2, primary_conninfo="postgresql://db1"),
         dead("db4"),
     ]
-    worst = PoolerView("p1", affected=["app"], session_pools=["app"], stale=["app"], disabled=["app"], paused=["app"])
-    found = why_not(nodes, poolers=[worst, PoolerView("p2"), PoolerView("p3", problem="no console")], transactions=[transaction(6)])
-    assert len(found) == len(set(found)) == 14
+    worst = PoolerView("p1", affected=["app"], stale=["app"], disabled=["app"], paused=["app"])
+    found = why_not(nodes, poolers=[worst, PoolerView("p2"), PoolerView("p3", problem="no console")])
+    assert len(found) == len(set(found)) == 12
     everything = "\n".join(found)
     for part in (
         "db4",
@@ -501,13 +494,12 @@ def test_all_reasons_are_found_at_once():
         "9999 bytes",
         "but from db3",
         "URI",
-        "by session",
         "RELOAD it first",
         "disabled",
         "paused already",
     ):
         assert part in everything
-    assert "pooler p2" in everything and "pooler p3: no console" in everything and "pid 42" in everything
+    assert "pooler p2" in everything and "pooler p3: no console" in everything
 
 
 def test_a_candidate_that_does_not_answer_is_named_once():

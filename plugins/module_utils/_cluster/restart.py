@@ -35,14 +35,14 @@ def restart_problems(cluster: Cluster) -> dict[str, list[str]]:
     standbys = [node for node in known if node is not primary] if primary in known else []
     for name in STANDBY_SETTINGS:
         for standby in standbys:
-            low = _too_low(name, standby, "then", primary, "now")
+            low = too_low(name, standby, "then", primary, "now")
             found["standbys_only"] += low
-            found["standbys_first"] += low + _too_low(name, standby, "then", primary, "then")
-            found["primary_first"] += _too_low(name, standby, "now", primary, "then") + _too_low(name, standby, "then", primary, "then")
+            found["standbys_first"] += low + too_low(name, standby, "then", primary, "then")
+            found["primary_first"] += too_low(name, standby, "now", primary, "then") + too_low(name, standby, "then", primary, "then")
             found["switchover"] += low
             for other in known:
                 if other is not standby:
-                    found["switchover"] += _too_low(name, other, "then", standby, "then")
+                    found["switchover"] += too_low(name, other, "then", standby, "then")
     return {order: unknown + list(dict.fromkeys(problems)) for order, problems in found.items()}
 
 
@@ -50,7 +50,7 @@ def _values(node: Node) -> t.Mapping[str, t.Mapping[str, str]]:
     return (node.state or {}).get("standby_settings") or {}
 
 
-def _too_low(name: str, standby: Node, its_time: str, primary: Node, that_time: str) -> list[str]:
+def too_low(name: str, standby: Node, its_time: str, primary: Node, that_time: str) -> list[str]:
     """Why ``standby`` cannot be one of ``primary``, each with the value before (``now``) or after (``then``) its restart."""
     own, wanted = _values(standby)[name][its_time], _values(primary)[name][that_time]
     if int(own) >= int(wanted):

@@ -12,7 +12,8 @@ import dataclasses
 import typing as t
 
 from .._sql.values import parse_conninfo
-from .model import Cluster, Node
+from .model import Cluster, Node, parse_synchronous
+from .restart import STANDBY_SETTINGS, too_low
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,15 +52,36 @@ class Transaction:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Archive:
+    """What the primary has still to archive: files of WAL that wait for it, and the one at which it fails, if it does."""
+
+    waiting: int
+    failing_at: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Surroundings:
+    """What is seen beside the state of the nodes and the poolers."""
+
+    transactions: t.Sequence[Transaction] = ()
+    archive: Archive | None = None
+    """None where the primary does not archive."""
+    followers: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """The application_name of each standby that will stream from the candidate, by the name of the node or its own."""
+    member_slots: t.Collection[str] = ()
+    """Replication slots that belong to members, wherever they are."""
+    new_slots: t.Collection[str] = ()
+    """Those of them that the candidate has to have for its followers."""
+
+
 def refusals(
     cluster: Cluster,
     candidate: Node,
     lag_limit_bytes: int,
     poolers: t.Sequence[PoolerView],
-    transactions: t.Sequence[Transaction],
-    transaction_limit: float,
 ) -> list[str]:
-    """Why the candidate cannot become the primary now, a sentence each; empty when it can."""
+    """Why the candidate cannot become the primary now, whatever the options say, a sentence each; empty when it can."""
     found: list[str] = []
     for node in cluster.nodes:
         if not node.reachable:
@@ -99,11 +121,6 @@ def refusals(
     for pooler in poolers:
         if pooler.problem:
             found.append("pooler %s: %s" % (pooler.name, pooler.problem))
-        if pooler.session_pools:
-            found.append(
-                "pooler %s pools by session for %s: clients keep their connection to the old primary and would get errors"
-                % (pooler.name, ", ".join(pooler.session_pools))
-            )
         for names, what in ((pooler.stale, "leads elsewhere than its file says (RELOAD it first)"), (pooler.disabled, "is disabled")):
             if names:
                 found.append("pooler %s: the entry %s %s" % (pooler.name, ", ".join(names), what))
@@ -113,9 +130,112 @@ def refusals(
             found.append(
                 "pooler %s has no entry that leads to the primary: it is listed here by mistake, or its addresses are not those of the nodes" % pooler.name
             )
-    old = [transaction for transaction in transactions if transaction.seconds > transaction_limit]
-    if old:
-        found.append("transactions are open longer than %g s, every client would wait for them: %s" % (transaction_limit, "; ".join(map(str, old))))
+    return found
+
+
+def conditions(
+    cluster: Cluster, candidate: Node, poolers: t.Sequence[PoolerView], around: Surroundings, transaction_limit: float, archive_lag_limit: int
+) -> dict[str, list[str]]:
+    """What speaks against a switchover unless an option says otherwise: sentences by the name of that option."""
+    return {
+        "long_transactions": long_transactions(around.transactions, transaction_limit),
+        "session_pools": [
+            "pooler %s pools by session for %s: clients keep their connection to the old primary and would get errors"
+            % (pooler.name, ", ".join(pooler.session_pools))
+            for pooler in poolers
+            if pooler.session_pools
+        ],
+        "synchronous": endless_commits(candidate, list(around.followers.values())),
+        "archive_behind": archive_behind(around.archive, archive_lag_limit),
+        "foreign_slots": foreign_slots(cluster, candidate, around.member_slots),
+    }
+
+
+def too_old(transactions: t.Iterable[Transaction], limit: float) -> list[Transaction]:
+    return [transaction for transaction in transactions if transaction.seconds > limit]
+
+
+def long_transactions(transactions: t.Iterable[Transaction], limit: float) -> list[str]:
+    """Transactions that every client would wait for: a pause ends when the last transaction has."""
+    found = too_old(transactions, limit)
+    return ["transactions are open longer than %g s, every client would wait for them: %s" % (limit, "; ".join(map(str, found)))] if found else []
+
+
+def endless_commits(candidate: Node, followers: t.Sequence[str]) -> list[str]:
+    """A candidate whose commits would wait for standbys that will not be there; ``followers`` are the application names of those that will."""
+    state = candidate.state or {}
+    wanted = parse_synchronous(state.get("synchronous_standby_names") or "")
+    if wanted is None or state.get("synchronous_commit") in ("off", "local"):
+        return []
+    _method, required, names = wanted
+    # PostgreSQL compares them without regard to case; "*" is any name.
+    known = {name.lower() for name in names}
+    able = [follower for follower in followers if "*" in known or follower.lower() in known]
+    if len(able) >= required:
+        return []
+    return [
+        "every commit on %s would wait for ever: its synchronous_standby_names wants %d of %s, and of those that will stream from it (%s) %s"
+        % (
+            candidate.name,
+            required,
+            ", ".join(names),
+            ", ".join(followers) or "nobody",
+            "only %s is among them" % ", ".join(able) if able else "none is among them",
+        )
+    ]
+
+
+def archive_behind(archive: Archive | None, limit: int) -> list[str]:
+    """What the primary has not archived when it stops is archived by nobody, and its process ends only when the archiver has."""
+    if archive is None:
+        return []
+    if archive.failing_at:
+        return ["archiving fails at %s, %d files of WAL wait for it: what is not archived before the primary stops will be missing in the archive" % (
+            archive.failing_at, archive.waiting)]  # fmt: skip
+    if archive.waiting > limit:
+        return ["%d files of WAL wait to be archived, the limit is %d: what is not archived before the primary stops will be missing in the archive" % (
+            archive.waiting, limit)]  # fmt: skip
+    return []
+
+
+def foreign_slots(cluster: Cluster, candidate: Node, member_slots: t.Collection[str]) -> list[str]:
+    """Slots of the primary that are no member's and that the candidate does not have: whoever uses them loses its place."""
+    held = {slot["name"]: slot for slot in (candidate.state or {}).get("slots", ())}
+    found = []
+    primary = cluster.primary
+    for slot in primary.state["slots"] if primary and primary.state else ():
+        there = held.get(slot["name"])
+        if slot["temporary"] or slot["wal_status"] == "lost" or (slot["type"] == "physical" and slot["name"] in member_slots):
+            continue
+        # From PostgreSQL 17 on the server itself says whether it keeps a logical slot in step; before, only a tool can have made it.
+        told = slot["type"] == "physical" or (candidate.state or {})["version_number"] < 170000
+        if there and not there["temporary"] and (told or there["synced"]) and all(there[key] == slot[key] for key in ("type", "plugin", "database")):
+            continue
+        kind = "physical" if slot["type"] == "physical" else "logical, plugin %s, database %s" % (slot["plugin"], slot["database"])
+        use = "in use" if slot["active"] else "not in use"
+        found.append("the slot %s (%s, %s, holds %d bytes of WAL) is not on the candidate %s: whoever uses it loses its place" % (
+            slot["name"], kind, use, slot["retained_bytes"] or 0, candidate.name))  # fmt: skip
+    return found
+
+
+def follower_problems(cluster: Cluster, candidate: Node, around: Surroundings) -> list[str]:
+    """Why not all members could follow the candidate: walsenders, slots, and settings that a standby may not have lower than its primary."""
+    state = candidate.state or {}
+    settings = state.get("standby_settings") or {}
+    found = []
+    if settings and len(around.followers) > int(settings["max_wal_senders"]["now"]):
+        found.append("%d standbys will stream from the candidate %s, its max_wal_senders is %s" % (
+            len(around.followers), candidate.name, settings["max_wal_senders"]["now"]))  # fmt: skip
+    slots = {slot["name"] for slot in state.get("slots", ())} | set(around.new_slots)
+    if "max_replication_slots" in state and len(slots) > state["max_replication_slots"]:
+        found.append("the candidate %s needs %d replication slots, its max_replication_slots is %d" % (
+            candidate.name, len(slots), state["max_replication_slots"]))  # fmt: skip
+    for node in cluster.nodes:
+        if node is not candidate and settings and (node.state or {}).get("standby_settings"):
+            # The old primary is started again, the others are not.
+            its_time = "then" if node is cluster.primary else "now"
+            for name in STANDBY_SETTINGS:
+                found += too_low(name, node, its_time, candidate, "now")
     return found
 
 

@@ -8,18 +8,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import typing as t
 
 from .._cluster.aliases import is_read_only
 from .._cluster.model import Cluster, Node
-from .._cluster.switchover import Transaction, refusals
+from .._cluster.switchover import Surroundings, conditions, follower_problems, refusals, too_old
 from .._errors import NotConfirmed, OperationError, Refused
 from .._module import LOGIN, ArgumentSpec, Context, Operation
+from .._pgbouncer.console import Console
 from .._plan import Plan
+from .._sql.connection import Session
 from .._sql.standby import ENDS_RECOVERY
+from .._sql.values import parse_conninfo
 from .._wait import Deadline
 from .members import MEMBER_OPTIONS, Run, check_members, check_methods
-from .poolers import POOLERS, add_resume_steps, check_poolers, look_at_poolers
+from .poolers import POOLERS, Pooler, add_resume_steps, check_poolers, look_at_poolers
+from .switchover_checks import Conditions, archive, sessions, transactions
 from .switchover_window import Finish, Seen, Window, bind
 
 SWITCHOVER = LOGIN.merge(POOLERS).merge(
@@ -34,6 +39,12 @@ SWITCHOVER = LOGIN.merge(POOLERS).merge(
             },
             "lag_limit_bytes": {"type": "int", "default": 16777216},
             "transaction_limit": {"type": "float", "default": 5},
+            "long_transactions": {"type": "str", "choices": ["refuse", "wait", "terminate", "ignore"], "default": "refuse"},
+            "synchronous": {"type": "str", "choices": ["refuse", "ignore"], "default": "refuse"},
+            "archive_behind": {"type": "str", "choices": ["refuse", "wait", "ignore"], "default": "refuse"},
+            "archive_lag_limit": {"type": "int", "default": 16},
+            "foreign_slots": {"type": "str", "choices": ["refuse", "ignore"], "default": "refuse"},
+            "wait_timeout": {"type": "float", "default": 60},
             "prepare_timeout": {"type": "float", "default": 300},
             "if_primary": {"type": "str", "choices": ["unchanged", "fail"], "default": "unchanged"},
         }
@@ -58,9 +69,11 @@ class Switchover(Operation):
         cluster = self.run.observe()
         candidate = t.cast(Node, cluster.node(params["candidate"]))
         problems: list[str] = []
-        transactions: list[Transaction] = []
+        around, session, clients = Surroundings(), None, {}
         if cluster.primary and cluster.primary is not candidate:
-            transactions = self._transactions(cluster.primary, problems)
+            session = self._superuser_on(cluster.primary, problems)
+            clients = sessions(session)
+            around = Surroundings(transactions(session), archive(session), **self._followers(cluster, candidate))
             self._look_at_node(cluster.primary, problems)
             if candidate.role == "standby":
                 self._look_at_node(candidate, problems)
@@ -73,10 +86,43 @@ class Switchover(Operation):
         if candidate.reachable and (candidate.role == "primary" or not cluster.primaries):
             fenced_down = [node.name for node in cluster.nodes if not node.reachable and self._is_fenced_down(node, candidate)]
         poolers = look_at_poolers(self.run, cluster, candidate)
-        return Seen(cluster, candidate, poolers, transactions, problems, fenced_down)
+        if session and not any(pooler.view.problem for pooler in poolers):
+            self._warn_of_direct_sessions(cluster, session, clients, poolers)
+        return Seen(cluster, candidate, poolers, around, problems, fenced_down)
 
-    def _transactions(self, primary: Node, problems: list[str]) -> list[Transaction]:
-        """Open transactions of clients. Raises Refused where this login may not do what is needed."""
+    def _followers(self, cluster: Cluster, candidate: Node) -> dict[str, t.Any]:
+        """Who will stream from the candidate and under which name, and whose slots are whose; for Surroundings."""
+        run, finish = self.run, Finish(self.run, candidate, 0)
+        followers, new_slots = {}, set()
+        slotted = run.uses_slots(cluster)
+        model = (candidate.state or {}).get("primary_conninfo") or ""
+        for node in cluster.nodes:
+            own = (node.state or {}).get("primary_conninfo") or ""
+            if node is not candidate and (node is cluster.primary or self._follows_the_primary(node)):
+                followers[node.name] = node.name
+                # What cannot be read is refused elsewhere.
+                with contextlib.suppress(Refused):
+                    followers[node.name] = parse_conninfo(finish.conninfo(node, own, model))["application_name"]
+                if slotted if node is cluster.primary else (node.state or {}).get("primary_slot_name"):
+                    new_slots.add(run.slot_of(node))
+        # Who streams from it already goes on doing so.
+        cascade = [sender["application_name"] for sender in (candidate.state or {}).get("senders", ())]
+        followers.update({name: name for name in cascade if name not in followers.values()})
+        return {"followers": followers, "new_slots": new_slots, "member_slots": {run.slot_of(node) for node in cluster.nodes}}
+
+    def _warn_of_direct_sessions(self, cluster: Cluster, session: Session, before: t.Mapping[t.Any, str], poolers: t.Sequence[Pooler]) -> None:
+        """Sessions on the primary that none of the poolers holds end with an error. Those that come and go meanwhile are not counted."""
+        held = {row["remote_pid"] for pooler in poolers for row in t.cast(Console, pooler.console).show("SERVERS")}
+        direct = [name for (pid, since), name in sessions(session).items() if (pid, since) in before and pid not in held]
+        if direct:
+            names = ("%s (%d)" % (name or "without a name", direct.count(name)) for name in sorted(set(direct)))
+            self.run.warn(
+                "sessions on %s that do not come through the poolers get an error when it stops, by application: %s"
+                % (t.cast(Node, cluster.primary).name, ", ".join(names))
+            )
+
+    def _superuser_on(self, primary: Node, problems: list[str]) -> Session:
+        """A session on the primary that cannot write. Raises Refused where this login may not do what is needed."""
         session = self.run.session(primary, read_only=True)
         if not session.value("SELECT rolsuper FROM pg_roles WHERE rolname = current_user"):
             # Such a login also sees too little of the other nodes for anything else to be judged.
@@ -91,12 +137,7 @@ class Switchover(Operation):
                 "the primary %s has settings of a point-in-time recovery, with which it would promote itself as a standby: reset %s"
                 % (primary.name, ", ".join(row["name"] for row in targets))
             )
-        rows = session.rows(
-            "SELECT pid, extract(epoch FROM clock_timestamp() - xact_start)::float8 AS seconds, application_name, usename::text AS user,"
-            " xact_start::text AS started_at FROM pg_stat_activity"
-            " WHERE backend_type = 'client backend' AND xact_start IS NOT NULL AND pid <> pg_backend_pid() ORDER BY xact_start"
-        )
-        return [Transaction(**row) for row in rows]
+        return session
 
     def _look_at_node(self, node: Node, problems: list[str]) -> None:
         """Can the node be held, and stopped and started, from here? Is it the one that answered the queries?"""
@@ -135,15 +176,19 @@ class Switchover(Operation):
         candidate, cluster = seen.candidate, seen.cluster
         if candidate.role == "primary" or self._was_left_without_primary(seen):
             return self._plan_to_finish(seen)
-        found = refusals(
-            cluster,
-            candidate,
-            self.params["lag_limit_bytes"],
-            [pooler.view for pooler in seen.poolers],
-            seen.transactions,
-            self.params["transaction_limit"],
-        )
-        found += list(seen.problems) + self._slots_in_conflict(cluster)
+        params, views = self.params, [pooler.view for pooler in seen.poolers]
+        found = refusals(cluster, candidate, params["lag_limit_bytes"], views)
+        found += list(seen.problems) + self._slots_in_conflict(cluster) + follower_problems(cluster, candidate, seen.around)
+        waits: dict[str, list[str]] = {}
+        for option, texts in conditions(cluster, candidate, views, seen.around, params["transaction_limit"], params["archive_lag_limit"]).items():
+            mode = params.get(option, "refuse")
+            if mode == "refuse":
+                found += ["%s (see the option %s)" % (text, option) for text in texts]
+            elif mode == "ignore":
+                for text in texts:
+                    self.run.warn(text)
+            elif mode == "wait" and texts:
+                waits[option] = texts
         if found:
             raise Refused(
                 "the switchover to %s was not begun, nothing was changed: %s" % (candidate.name, "; ".join(found)),
@@ -151,10 +196,27 @@ class Switchover(Operation):
                 cluster=self.run.describe(cluster),
             )
         primary = t.cast(Node, cluster.primary)
-        window = Window(self.run, seen, primary)
+        self._warn_of_what_is_lost(cluster, candidate)
+        checks = Conditions(self.run, primary, candidate)
+        window = Window(self.run, seen, primary, checks)
         names = ", ".join(pooler.name for pooler in seen.poolers)
+        old = too_old(seen.around.transactions, params["transaction_limit"])
         plan = Plan()
+        if waits:
+            wanted = {
+                "long_transactions": "no transaction is open longer than %g s (now pid %s)"
+                % (params["transaction_limit"], ", ".join(str(one.pid) for one in old)),
+                "archive_behind": "at most %d files of WAL wait to be archived" % params["archive_lag_limit"],
+            }
+            text = "wait at most %g s until on %s %s" % (params["wait_timeout"], primary.name, " and ".join(wanted[option] for option in waits))
+            plan.add(text, bind(checks.wait, *waits))
         plan.add("prepare %s and %s (checkpoints, sessions)" % (primary.name, candidate.name), window.prepare)
+        if params["long_transactions"] == "terminate":
+            plan.add(
+                "end the sessions on %s whose transaction is open longer than %g s then (now %s)"
+                % (primary.name, params["transaction_limit"], ", ".join("pid %d, application %s" % (one.pid, one.application_name) for one in old) or "none"),
+                checks.terminate,
+            )
         if seen.poolers:
             plan.add("pause %s" % names, window.pause)
         plan.add(
@@ -174,6 +236,18 @@ class Switchover(Operation):
         for step in plan.steps:
             step.do = window.guarded(step.do)
         return plan
+
+    def _warn_of_what_is_lost(self, cluster: Cluster, candidate: Node) -> None:
+        """What the new primary does not do that the old one did, and what the stop cuts off; none of it hurts clients of the switchover."""
+        primary = t.cast(Node, cluster.primary)
+        old, new = t.cast("dict[str, t.Any]", primary.state), t.cast("dict[str, t.Any]", candidate.state)
+        if old["archiver"]["mode"] != "off" and new["archiver"]["mode"] == "off":
+            self.run.warn("%s archives its WAL and %s will not: its archive_mode is off" % (primary.name, candidate.name))
+        if old["synchronous_standby_names"] and not new["synchronous_standby_names"]:
+            self.run.warn("commits on %s wait for standbys, on %s they will not: its synchronous_standby_names is empty" % (primary.name, candidate.name))
+        for backup in old["base_backups"]:
+            self.run.warn("a base backup of %s is under way and will be aborted: pid %d, application %s" % (
+                primary.name, backup["pid"], backup["application_name"] or "without a name"))  # fmt: skip
 
     def _slots_in_conflict(self, cluster: Cluster) -> list[str]:
         """Names that differ in what a slot's name cannot hold lead to one slot for two nodes."""

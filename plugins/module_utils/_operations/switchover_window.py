@@ -29,7 +29,7 @@ import time
 import typing as t
 
 from .._cluster.model import Cluster, Node
-from .._cluster.switchover import Transaction
+from .._cluster.switchover import Surroundings
 from .._errors import NotConfirmed, OperationError, Refused, RolledBack, WaitTimeout
 from .._host.guardian import Guardian
 from .._pgbouncer.console import Console
@@ -41,6 +41,7 @@ from .._wait import Deadline, wait_for
 from .members import Run
 from .poolers import Pooler, Redirection
 from .promotion import Promotion, wait_until_promoted
+from .switchover_checks import Conditions
 
 # A promotion that meets a walreceiver being restarted waits this long; the default is 5 s.
 RETRIEVE_RETRY = "5ms"
@@ -51,7 +52,7 @@ class Seen:
     cluster: Cluster
     candidate: Node
     poolers: t.Sequence[Pooler]
-    transactions: t.Sequence[Transaction]
+    around: Surroundings
     problems: t.Sequence[str]
     fenced_down: t.Sequence[str]
     """Nodes that are down, fenced, and left so by an interrupted switchover."""
@@ -142,8 +143,9 @@ class Finish:
 class Window:
     """The switchover itself; its methods are the plan's steps, in order."""
 
-    def __init__(self, run: Run, seen: Seen, old: Node) -> None:
+    def __init__(self, run: Run, seen: Seen, old: Node, checks: Conditions) -> None:
         self.run = run
+        self.checks = checks
         self.seen = seen
         self.old_node = old
         self.new_node = seen.candidate
@@ -177,7 +179,7 @@ class Window:
         return run
 
     def _failure(self, error: OperationError, outcomes: dict[str, str], now: Cluster) -> OperationError:
-        facts = {**error.facts, "phase": self.phase, "recovery": outcomes, "timing_ms": self.run.timing}
+        facts = {**self.run.result, **error.facts, "phase": self.phase, "recovery": outcomes, "timing_ms": self.run.timing}
         primary = now.primary
         if primary is not None and primary.name == self.old_node.name:
             good = ("it leads to %s" % self.old_node.name, "it was never stopped", "it was started again as the primary")
@@ -275,6 +277,8 @@ class Window:
         head = lsn_to_int(self.old.ask_value("SELECT pg_current_wal_flush_lsn()", deadline) or "0/0")
         self._wait_for_replay(head, deadline.within(params["timeout"]))
         run.mark("catch_up")
+        # A checkpoint can take minutes, in which transactions grow old.
+        self.checks.look_again(self.old)
 
     def _set(self, node: Node, session: Session, name: str, value: str) -> t.Callable[[], None]:
         """ALTER SYSTEM; returns its undo, which has a session of its own because this one may not survive."""

@@ -69,10 +69,12 @@ SELECT json_build_object(
       'phase', b.phase, 'streamed_bytes', b.backup_streamed, 'total_bytes', b.backup_total) ORDER BY b.pid)
       FROM pg_stat_progress_basebackup AS b LEFT JOIN pg_stat_replication AS r ON r.pid = b.pid), '[]'),
   'slots', coalesce((SELECT json_agg(json_build_object('name', slot_name, 'type', slot_type, 'database', database,
-      'active', active, 'temporary', temporary, 'wal_status', wal_status, 'restart_lsn', restart_lsn, 'safe_bytes', safe_wal_size,
+      'plugin', plugin, 'active', active, 'temporary', temporary, 'failover', coalesce((to_jsonb(s) ->> 'failover')::boolean, false),
+      'synced', coalesce((to_jsonb(s) ->> 'synced')::boolean, false), 'wal_status', wal_status, 'restart_lsn', restart_lsn, 'safe_bytes', safe_wal_size,
       'retained_bytes', CASE WHEN restart_lsn IS NULL THEN NULL WHEN recovering THEN pg_wal_lsn_diff(pg_last_wal_replay_lsn(), restart_lsn)
                              ELSE pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn) END)
-      ORDER BY slot_name) FROM pg_replication_slots), '[]'),
+      ORDER BY slot_name) FROM pg_replication_slots AS s), '[]'),
+  'max_replication_slots', current_setting('max_replication_slots')::int,
   'synchronous_standby_names', current_setting('synchronous_standby_names'),
   'synchronous_commit', current_setting('synchronous_commit'),
   'pending_restart', coalesce((SELECT json_agg(name ORDER BY name) FROM pg_settings WHERE pending_restart), '[]'),
