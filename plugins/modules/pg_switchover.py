@@ -42,6 +42,14 @@ options:
     type: str
     choices: [refuse, wait, terminate, ignore]
     default: refuse
+  session_pools:
+    description:
+      - What to do when a pooler pools by session for an entry that leads to the cluster. A pause of it would wait until all its clients have gone.
+      - With V(terminate), their connections are ended once everything else is paused, and each client gets one error. One that connects again at once
+        waits until the candidate is the primary.
+    type: str
+    choices: [refuse, terminate]
+    default: refuse
   synchronous:
     description:
       - What to do when commits on the candidate would wait for ever, because its C(synchronous_standby_names) wants more standbys than will stream from it.
@@ -146,6 +154,11 @@ timeline:
   returned: success
   type: int
   sample: 2
+terminated_sessions:
+  description: How many sessions were ended because their entry pools by session, by pooler and entry.
+  returned: when O(session_pools=terminate) and it came that far
+  type: dict
+  sample: {pooler1: {orders: 12}}
 terminated:
   description: The sessions that were ended because their transaction was too long, each with pid, user, application_name, started_at and seconds.
   returned: when O(long_transactions=terminate) and it came that far

@@ -9,13 +9,13 @@ import json
 import subprocess
 
 import psycopg
-from lab import REPOSITORY, SUPERUSER_PASSWORD, Lab, call_module, wait_until
+from lab import HOST, REPOSITORY, SUPERUSER_PASSWORD, Lab, call_module, wait_until
 
 
 class Site:
     """db1 is the primary, db2 and db3 stream from it; pooler1 and pooler2 serve app (primary) and app_ro (standby db2)."""
 
-    def __init__(self, lab: Lab, nodes=3, poolers=2, pool_mode="transaction", pooler_settings=None, settings=None):
+    def __init__(self, lab: Lab, nodes=3, poolers=2, pool_mode="transaction", pooler_settings=None, settings=None, pooler_system=HOST):
         self.lab = lab
         self.processes = []
         """What a test has started and must not outlive it."""
@@ -30,7 +30,8 @@ class Site:
         if nodes > 1:
             entries["app_ro"] = "host=127.0.0.1 port=%d dbname=app" % self.nodes[1].port
         self.poolers = [
-            lab.pgbouncer("pooler%d" % n, entries, pool_mode=pool_mode, settings=pooler_settings).start() for n in range(1, poolers + 1)
+            lab.pgbouncer("pooler%d" % n, entries, pool_mode=pool_mode, settings=pooler_settings, system=pooler_system).start()
+            for n in range(1, poolers + 1)
         ]
 
     def node(self, name):

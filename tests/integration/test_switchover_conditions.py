@@ -7,12 +7,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import os
+import signal
 import threading
 
 import psycopg
 import pytest
 from lab import call_module, wait_until
 from switchover_site import Sites
+from test_switchover_accidents import run_driver
+from test_switchover_hazards import result_of, stopped
 
 NUMBERS = itertools.count()
 ARCHIVING = {"wal_level": "logical", "archive_mode": "on", "archive_command": "true"}
@@ -163,6 +167,19 @@ def test_a_wait_that_is_in_vain(site):
         result = switch(site, transaction_limit=0.5, long_transactions="wait", wait_timeout=1)
         refused(result, "pid %d" % held.pid)
         assert "after 1 s, the option wait_timeout" in result["msg"] and "nothing was changed" in result["msg"]
+    assert committed(site, held) == 1
+
+
+def test_a_transaction_that_grows_old_while_everything_is_prepared(site):
+    """As beside a checkpoint of minutes. It is looked for again before the first pause, and what was prepared is taken back."""
+    candidate = candidate_of(site)
+    with unchanged(site):
+        process = run_driver(site, candidate.name, "stop", "prepare before", transaction_limit=1)
+        wait_until(lambda: stopped(process), 30)
+        with site.poolers[0].connect("app") as connection, transaction(connection, 1.1) as held:
+            os.kill(process.pid, signal.SIGCONT)
+            result = result_of(process)
+        assert result["failed"] and result["error"] == "Refused" and "pid %d" % held.pid in result["msg"], result
     assert committed(site, held) == 1
 
 

@@ -17,6 +17,7 @@ from ansible_collections.pgfleet.ops.plugins.module_utils._cluster.switchover im
     endless_commits,
     follower_problems,
     foreign_slots,
+    sessions_without_a_name,
 )
 
 SETTINGS = {
@@ -68,6 +69,17 @@ def test_each_condition_alone_has_its_option(arguments, option, expected):
     seen = found(**arguments)
     assert list(seen) == [option] and len(seen[option]) == 1
     assert re.search(expected, seen[option][0])
+
+
+def test_sessions_that_cannot_be_ended():
+    """Those of "*" have no entry that could be named."""
+    views = [
+        PoolerView("p1", affected=["app"], session_pools=["app"]),
+        PoolerView("p2", affected=["*"], session_pools=["*"]),
+        PoolerView("p3", affected=["*"]),
+    ]
+    (text,) = sessions_without_a_name(views)
+    assert "pooler p2 pools by session" in text and '"*"' in text
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,16 @@ def conditions(
     }
 
 
+def sessions_without_a_name(poolers: t.Sequence[PoolerView]) -> list[str]:
+    """Sessions are ended entry by entry, and those of the entry "*" have no entry of their own."""
+    return [
+        'pooler %s pools by session and serves its databases by the entry "*", whose sessions cannot be ended: give each database an entry of its own'
+        % pooler.name
+        for pooler in poolers
+        if pooler.session_pools and "*" in pooler.affected
+    ]
+
+
 def too_old(transactions: t.Iterable[Transaction], limit: float) -> list[Transaction]:
     return [transaction for transaction in transactions if transaction.seconds > limit]
 

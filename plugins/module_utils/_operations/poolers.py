@@ -74,6 +74,9 @@ class Pooler:
     login_retry: str = LOGIN_RETRY_SECONDS
     view: PoolerView = dataclasses.field(default_factory=lambda: PoolerView(""))
 
+    ends: t.Sequence[str] = ()
+    """Entries whose sessions are ended instead of waited for: they pool by session, and no PAUSE of them would end."""
+
     @property
     def paused(self) -> list[str | None]:
         """What the PAUSE and RESUME commands name; None is everything."""
@@ -241,17 +244,21 @@ class Redirection:
                 t.cast(Console, pooler.console).set("server_login_retry", LOGIN_RETRY_SECONDS, bound)
                 self._retry_changed.append(pooler)
         for pooler in self.poolers:
-            while any(row["sv_login"] for row in t.cast(Console, pooler.console).pools(bound)) and bound.left > bound.seconds / 2:
-                time.sleep(0.001)
+            self._wait_for_logins(t.cast(Console, pooler.console), bound)
+
+    @staticmethod
+    def _wait_for_logins(console: Console, bound: Deadline) -> None:
+        """At most half of the time that there is."""
+        while any(row["sv_login"] for row in console.pools(bound)) and bound.left > bound.seconds / 2:
+            time.sleep(0.001)
 
     def hold_back(self, bound: Deadline, where: str, complete: bool = True) -> list[str]:
         """PAUSE everything that changes, on all poolers at once. Returns the names of those whose transactions have not ended; an error if ``complete``."""
         self._began = time.monotonic()
-        waiting = {pooler.name: list(pooler.paused) for pooler in self.poolers}
-        busy: dict[str, Pooler] = {}
-        for pooler in self.poolers:
+        waiting = {pooler.name: [name for name in pooler.paused if name not in pooler.ends] for pooler in self.poolers}
+        busy = {pooler.name: pooler for pooler in self.poolers if waiting[pooler.name]}
+        for pooler in busy.values():
             t.cast(Console, pooler.console).start_pause(waiting[pooler.name].pop(0))
-            busy[pooler.name] = pooler
         while busy:
             sockets = {t.cast(Console, pooler.console).session.fileno: pooler for pooler in busy.values()}
             ready, _w, _x = select.select(list(sockets), [], [], bound.left)
@@ -277,6 +284,22 @@ class Redirection:
             for name in waiting[pooler.name]:
                 self._run.keep(Console.open(pooler.target, timeout=5)).start_pause(name)
         return sorted(busy)
+
+    def end_sessions(self, limit: Deadline) -> dict[str, dict[str, int]]:
+        """End the sessions of the entries that pool by session. Returns how many each had, by pooler and entry.
+
+        KILL leaves the entry paused, so that a client that comes back waits for RESUME and sees no other error.
+        """
+        ended: dict[str, dict[str, int]] = {}
+        for pooler in self.poolers:
+            console = t.cast(Console, pooler.console)
+            if pooler.ends:
+                self._wait_for_logins(console, limit.within(1))
+                pools = console.pools(limit)
+                for name in pooler.ends:
+                    console.kill(name, limit)
+                    ended.setdefault(pooler.name, {})[name] = sum(row["cl_active"] + row["cl_waiting"] for row in pools if row["database"] == name)
+        return ended
 
     def switch(self, limit: Deadline) -> None:
         """Files and run time to the new primary, while everything is held back. Raises NotConfirmed where a pooler does not do what its file says."""

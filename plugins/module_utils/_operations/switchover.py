@@ -13,7 +13,7 @@ import typing as t
 
 from .._cluster.aliases import is_read_only
 from .._cluster.model import Cluster, Node
-from .._cluster.switchover import Surroundings, conditions, follower_problems, refusals, too_old
+from .._cluster.switchover import Surroundings, conditions, follower_problems, refusals, sessions_without_a_name, too_old
 from .._errors import NotConfirmed, OperationError, Refused
 from .._module import LOGIN, ArgumentSpec, Context, Operation
 from .._pgbouncer.console import Console
@@ -40,6 +40,7 @@ SWITCHOVER = LOGIN.merge(POOLERS).merge(
             "lag_limit_bytes": {"type": "int", "default": 16777216},
             "transaction_limit": {"type": "float", "default": 5},
             "long_transactions": {"type": "str", "choices": ["refuse", "wait", "terminate", "ignore"], "default": "refuse"},
+            "session_pools": {"type": "str", "choices": ["refuse", "terminate"], "default": "refuse"},
             "synchronous": {"type": "str", "choices": ["refuse", "ignore"], "default": "refuse"},
             "archive_behind": {"type": "str", "choices": ["refuse", "wait", "ignore"], "default": "refuse"},
             "archive_lag_limit": {"type": "int", "default": 16},
@@ -86,6 +87,9 @@ class Switchover(Operation):
         if candidate.reachable and (candidate.role == "primary" or not cluster.primaries):
             fenced_down = [node.name for node in cluster.nodes if not node.reachable and self._is_fenced_down(node, candidate)]
         poolers = look_at_poolers(self.run, cluster, candidate)
+        if params["session_pools"] == "terminate":
+            for pooler in poolers:
+                pooler.ends = pooler.view.session_pools
         if session and not any(pooler.view.problem for pooler in poolers):
             self._warn_of_direct_sessions(cluster, session, clients, poolers)
         return Seen(cluster, candidate, poolers, around, problems, fenced_down)
@@ -181,7 +185,7 @@ class Switchover(Operation):
         found += list(seen.problems) + self._slots_in_conflict(cluster) + follower_problems(cluster, candidate, seen.around)
         waits: dict[str, list[str]] = {}
         for option, texts in conditions(cluster, candidate, views, seen.around, params["transaction_limit"], params["archive_lag_limit"]).items():
-            mode = params.get(option, "refuse")
+            mode = params[option]
             if mode == "refuse":
                 found += ["%s (see the option %s)" % (text, option) for text in texts]
             elif mode == "ignore":
@@ -189,6 +193,8 @@ class Switchover(Operation):
                     self.run.warn(text)
             elif mode == "wait" and texts:
                 waits[option] = texts
+            elif option == "session_pools":
+                found += sessions_without_a_name(views)
         if found:
             raise Refused(
                 "the switchover to %s was not begun, nothing was changed: %s" % (candidate.name, "; ".join(found)),
@@ -219,6 +225,9 @@ class Switchover(Operation):
             )
         if seen.poolers:
             plan.add("pause %s" % names, window.pause)
+        if any(pooler.ends for pooler in seen.poolers):
+            ended = ("%s on %s" % (", ".join(pooler.ends), pooler.name) for pooler in seen.poolers if pooler.ends)
+            plan.add("end the sessions of %s, whose clients pool by session" % " and ".join(ended), window.end_sessions)
         plan.add(
             "stop %s, fenced by standby.signal" % primary.name,
             window.stop,

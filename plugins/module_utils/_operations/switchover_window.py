@@ -334,6 +334,11 @@ class Window:
         self.redirection.hold_back(bound, self.old_node.name)
         run.mark("pause")
 
+    def end_sessions(self) -> None:
+        """Only now, when everything else is paused: this cannot be taken back."""
+        self.run.result["terminated_sessions"] = self.redirection.end_sessions(self.limit)
+        self.run.mark("end_sessions")
+
     def stop(self) -> None:
         run = self.run
         if not self.armed:  # no poolers
