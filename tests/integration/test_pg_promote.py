@@ -320,7 +320,7 @@ def test_a_promotion_beside_a_switchover(site):
 
     db1, db2, db3 = site.nodes
     caught_up(db1, db2, db3)
-    process = run_driver(site, "db2", "hang", "release after", timeout=240)
+    process = run_driver(site, "db2", "hang", "guardian.release.after", timeout=240)
     try:
         wait_until(lambda: (db1.data / "standby.signal").exists() and db1.pid is None, 60)
         refused(promote(site, "db3"), "another operation is at work")

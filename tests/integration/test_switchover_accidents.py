@@ -16,13 +16,13 @@ import pytest
 from lab import collections_path, wait_until
 from switchover_site import Sites
 
-DRIVER = pathlib.Path(__file__).with_name("switchover_driver.py")
+DRIVER = pathlib.Path(__file__).with_name("operation_driver.py")
 
 NUMBERS = itertools.count()
 
 # Moments before the release: the old primary goes on. After it: the candidate is the primary, or becomes it.
-GOES_BACK = ["prepare after", "fence after", "pause after", "switch after", "stop after", "_wait_for_replay after", "release before"]
-GOES_ON = ["pg_promote after", "promote after", "resume after"]
+GOES_BACK = ["step.prepare.after", "guardian.fence.after", "step.pause.after", "guardian.switch.sent", "step.stop.after", "guardian.release.before"]
+GOES_ON = ["guardian.promote.after", "step.promote.after", "step.resume.after"]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def run_driver(site, candidate, accident, moment="", **changes):
     options = site.lab.path / ("options-%d.json" % next(NUMBERS))
     options.write_text(json.dumps(site.options(candidate, **changes)))
     process = subprocess.Popen(
-        [sys.executable, str(DRIVER), str(options), accident, *([moment] if moment else [])],
+        [sys.executable, str(DRIVER), "switchover", str(options), accident, *([moment] if moment else [])],
         stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(collections_path())}, cwd="/",
     )  # fmt: skip
     site.processes.append(process)
@@ -114,7 +114,7 @@ def test_a_killed_process_leaves_one_primary_and_no_pause(site, moment):
     assert candidate not in [row[0] for node in site.nodes for row in node.sql("SELECT slot_name FROM pg_replication_slots")]
 
 
-@pytest.mark.parametrize("moment", ["pause after", "stop after", "_wait_for_replay after", "release before"])
+@pytest.mark.parametrize("moment", ["step.prepare.after", "step.pause.after", "step.stop.after", "guardian.release.before"])
 def test_a_step_that_fails_is_rolled_back(site, moment):
     primary = site.primary.name
     with site.load(clients=8) as load:
@@ -135,10 +135,10 @@ def test_a_hanging_process_is_overtaken_and_cannot_promote_later(site):
     primary = site.primary.name
     candidate = other(site, primary)
     with site.load(clients=8) as load:
-        process = run_driver(site, candidate, "hang", "_wait_for_replay after", timeout=6)
+        process = run_driver(site, candidate, "hang", "step.prepare.after", timeout=6)
         began = time.monotonic()
         try:
-            # prepare() waits for replay once, too: the accident happens there first, before anything is armed.
+            # Nothing is armed yet.
             wait_until(settled(site, primary), 30)
             assert time.monotonic() - began < 30
         finally:
@@ -153,7 +153,7 @@ def test_a_process_that_hangs_inside_the_window_finds_its_promotion_refused(site
     primary = site.primary.name
     candidate = other(site, primary)
     with site.load(clients=8) as load:
-        process = run_driver(site, candidate, "hang", "stop after", timeout=6)
+        process = run_driver(site, candidate, "hang", "step.stop.after", timeout=6)
         wait_until(lambda: bool(site.paused()), 20, interval=0.02)
         began = time.monotonic()
         wait_until(settled(site, primary), 20, interval=0.05)

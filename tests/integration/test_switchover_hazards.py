@@ -98,7 +98,7 @@ def test_a_second_one_that_looks_while_nobody_is_the_primary(site):
     """The first one has given up the old primary and not promoted yet: that looks as if it had been killed there."""
     primary = site.primary.name
     standbys = [node.name for node in site.nodes if node.name != primary]
-    first = run_driver(site, standbys[0], "stop", "release after", timeout=90)
+    first = run_driver(site, standbys[0], "stop", "guardian.release.after", timeout=90)
     wait_until(lambda: stopped(first), 30)
     lost = result_of(run_driver(site, standbys[1], "none"))
     assert lost["failed"] and lost["error"] == "Refused" and "another operation is at work" in lost["msg"], lost
@@ -114,7 +114,7 @@ def test_a_controller_that_wakes_up_after_its_guardians_are_gone(site):
     """As a notebook that was closed in the wrong moment: its session to the candidate may have survived, another run has taken over."""
     primary = site.primary.name
     standbys = [node.name for node in site.nodes if node.name != primary]
-    first = run_driver(site, standbys[0], "stop", "release after", timeout=90)
+    first = run_driver(site, standbys[0], "stop", "guardian.release.after", timeout=90)
     wait_until(lambda: stopped(first), 30)
     for pid in children_of(first.pid):
         os.kill(pid, signal.SIGKILL)
@@ -133,7 +133,7 @@ def test_a_second_one_while_the_first_prepares(site):
     """The lock is taken before anything is done, and held until the guardian is gone."""
     primary = site.primary.name
     candidate = other(site, primary)
-    first = run_driver(site, candidate, "hang", "prepare after")
+    first = run_driver(site, candidate, "hang", "step.prepare.after")
     try:
         wait_until(lambda: site.node(candidate).value("SELECT setting FROM pg_settings WHERE name = 'wal_retrieve_retry_interval'") == "5", 20)
         second = site.switch(candidate)
@@ -180,7 +180,7 @@ def test_a_frozen_candidate_does_not_hold_up_the_poolers(site):
     """It neither answers nor refuses, as a host without power; the process is killed in the same moment."""
     primary = site.primary.name
     candidate = other(site, primary)
-    process = run_driver(site, candidate, "hang", "pause after", timeout=6)
+    process = run_driver(site, candidate, "hang", "step.pause.after", timeout=6)
     wait_until(lambda: bool(site.paused()), 20, interval=0.02)
     with frozen(processes_of(site.node(candidate))):
         process.kill()
@@ -196,7 +196,7 @@ def test_a_frozen_candidate_does_not_hold_up_the_poolers(site):
 def test_a_pooler_restarted_in_the_window(site):
     """It comes up with the file that leads to the candidate; the rollback must lead the new process back."""
     primary = site.primary.name
-    process = run_driver(site, other(site, primary), "hang", "stop after", timeout=8)
+    process = run_driver(site, other(site, primary), "hang", "step.stop.after", timeout=8)
     wait_until(lambda: "port=%d" % site.node(primary).port not in site.poolers[0].databases_file.read_text().split("app_ro")[0], 20, interval=0.02)
     site.poolers[0].stop()
     site.poolers[0].start()
@@ -235,7 +235,7 @@ def test_a_file_that_is_edited_meanwhile(site):
     primary = site.primary.name
     pooler = site.poolers[0]
     before = pooler.databases_file.read_text()
-    process = run_driver(site, other(site, primary), "hang", "prepare after")
+    process = run_driver(site, other(site, primary), "hang", "step.prepare.after")
     wait_until(lambda: site.node(other(site, primary)).value("SELECT setting FROM pg_settings WHERE name = 'wal_retrieve_retry_interval'") == "5", 20)
     # The accident is a sleep of 60 s; that long an edit of somebody else has time to come in between.
     pooler._write(pooler.databases_file, before + "; somebody else was here\n")
@@ -246,7 +246,7 @@ def test_a_file_that_is_edited_meanwhile(site):
     heal(site)
 
 
-@pytest.mark.parametrize("moment", ["release after", "pg_promote before"])
+@pytest.mark.parametrize("moment", ["guardian.release.after", "guardian.promote.before"])
 def test_killed_after_the_release_and_before_the_promotion(site, moment):
     """Nobody is the primary then, and nobody can become one by accident; the next run finishes it."""
     primary = site.primary.name
