@@ -164,6 +164,8 @@ class Postgres:
     def __init__(self, lab, name, settings=None, checksums=True, system=HOST):
         self.lab, self.name, self.system = lab, name, system
         self.port = free_port()
+        # Where other nodes and poolers reach it; a test may put something in between.
+        self.address = "127.0.0.1"
         self.base = lab.path / name
         self.data = self.base / "data"
         self.config = self.base / "config"
@@ -231,7 +233,7 @@ class Postgres:
         return self.start()
 
     def follow(self, source, slot=True):
-        conninfo = "host=127.0.0.1 port=%s user=postgres application_name=%s passfile=%s" % (source.port, self.name, self.passfile)
+        conninfo = "host=%s port=%s user=postgres application_name=%s passfile=%s" % (source.address, source.port, self.name, self.passfile)
         lines = "primary_conninfo = '%s'\n" % conninfo + ("primary_slot_name = '%s'\n" % self.name if slot else "")
         self.write(self.data / "postgresql.auto.conf", lines)
         self.write(self.data / "standby.signal", "")

@@ -20,19 +20,26 @@ class Site:
         self.processes = []
         """What a test has started and must not outlive it."""
         self.nodes = [lab.postgres("db%d" % n, settings=settings) for n in range(1, nodes + 1)]
+        self.connect()
         first = self.nodes[0].init().start()
         first.sql("CREATE DATABASE app")
         first.sql("CREATE TABLE public.load (run text, client int, sequence int, PRIMARY KEY (run, client, sequence))", dbname="app")
         for standby in self.nodes[1:]:
             standby.clone(first)
         first.wait_for_standbys(nodes - 1)
-        entries = {"app": "host=127.0.0.1 port=%d dbname=app" % first.port}
+        entries = {"app": "host=%s port=%d dbname=app" % (first.address, first.port)}
         if nodes > 1:
-            entries["app_ro"] = "host=127.0.0.1 port=%d dbname=app" % self.nodes[1].port
+            entries["app_ro"] = "host=%s port=%d dbname=app" % (self.nodes[1].address, self.nodes[1].port)
         self.poolers = [
-            lab.pgbouncer("pooler%d" % n, entries, pool_mode=pool_mode, settings=pooler_settings, system=pooler_system).start()
+            self.pooler("pooler%d" % n, entries, pool_mode=pool_mode, settings=pooler_settings, system=pooler_system).start()
             for n in range(1, poolers + 1)
         ]
+
+    def connect(self):
+        """How the nodes reach each other, before any of them is started; by themselves on loopback."""
+
+    def pooler(self, name, entries, **options):
+        return self.lab.pgbouncer(name, entries, **options)
 
     def node(self, name):
         return next(node for node in self.nodes if node.name == name)
@@ -97,7 +104,8 @@ class Site:
 class Sites:
     """One site for many tests; one that a test leaves other than sound is replaced, so that no test fails for another's fault."""
 
-    def __init__(self, **options):
+    def __init__(self, kind=Site, **options):
+        self.kind = kind
         self.options = options
         self.lab = self.site = None
 
@@ -118,7 +126,7 @@ class Sites:
             self.__exit__()
         if self.site is None:
             self.lab = Lab()
-            self.site = Site(self.lab, **self.options)
+            self.site = self.kind(self.lab, **self.options)
         with contextlib.suppress(Exception):
             self.site.primary.wait_for_standbys(len(self.site.nodes) - 1)
             if all(node.pid for node in self.site.nodes) and not self.site.paused():

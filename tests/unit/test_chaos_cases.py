@@ -1,0 +1,50 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import cases
+import pytest
+from cases import FAULTS, MOMENTS, Case, choose
+
+
+def test_a_seed_names_its_cases():
+    first, again, other = choose(MOMENTS, 7, 200), choose(MOMENTS, 7, 200), choose(MOMENTS, 8, 200)
+    assert first == again != other
+    assert len(set(first)) == 200
+    assert choose(MOMENTS, 7, 50) == first[:50]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_id_is_a_case_whatever_the_seed(seed):
+    for case in choose(MOMENTS, seed, 500):
+        assert Case.parse(case.id) == case
+        assert not set(case.id) & set(" '\"$\\")
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("operation", MOMENTS)
+def test_every_fault_and_victim_occurs_before_any_of_them_comes_twice(seed, operation):
+    pairs = {(fault, victim) for fault, victims in FAULTS.items() for victim in victims}
+    chosen = choose([operation], seed, len(pairs))
+    assert {(case.fault, case.victim) for case in chosen} == pairs
+
+
+def test_all_moments_times_all_faults():
+    chosen = choose(MOMENTS, 1, 10**6)
+    at_once = [case for case in chosen if case.delay is None]
+    pairs = sum(len(victims) for victims in FAULTS.values())
+    assert len(at_once) == len(set(at_once)) == pairs * sum(len(cases.moments(operation)) for operation in MOMENTS)
+    assert any(case.delay for case in chosen)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "switchover", "switchover:step.stop.before:freeze", "switchover:step.stop.sent:freeze:pooler", "switchover:step.stop.before:freeze:shell-old",
+        "switchover:step.stop.before:melt:pooler", "dance:step.stop.before:freeze:pooler", "switchover:step.stop.before+:freeze:pooler",
+        "switchover:step.stop.before+-5:freeze:pooler", "switchover:step.stop.before+5:raise:controller",
+    ],
+)  # fmt: skip
+def test_what_is_no_case(text):
+    with pytest.raises(ValueError, match="is no case"):
+        Case.parse(text)
