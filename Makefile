@@ -18,7 +18,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 SOURCES := $(shell git ls-files -co --exclude-standard 2>/dev/null || find . -type f -not -path './.*')
 export ANSIBLE_COLLECTIONS_PATH := $(COLLECTIONS)
 
-.PHONY: help demo demo-down test test-packages lint sanity unit integration end-to-end bench matrix build clean
+.PHONY: help demo demo-down test test-packages lint sanity unit integration end-to-end bench chaos matrix build clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / - /'
@@ -108,6 +108,14 @@ bench: $(VENV)/.tests test-packages ## switchover and failover beside Patroni, H
 	$(SUDO) tini -s -- $(BIN)/python tests/bench/switchover.py $$peers
 	$(SUDO) tini -s -- $(BIN)/python tests/bench/clone.py
 	$(SUDO) tini -s -- $(BIN)/python tests/bench/powa_servers.py
+
+SEED ?=
+CASES ?= 200
+JOBS ?= 2
+
+chaos: $(VENV)/.tests test-packages ## switchovers and failovers with a fault at each step: make chaos SEED=7 CASES=200 JOBS=2
+	$(BIN)/python tools/link_checkout.py
+	$(SUDO) tini -s -- $(BIN)/python tests/chaos/run.py --cases $(CASES) --jobs $(JOBS) $(if $(SEED),--seed $(SEED))
 
 clean: ## remove what make has built
 	rm -rf $(BUILD) $(VENV) .ansible .pytest_cache .ruff_cache .mypy_cache

@@ -185,11 +185,13 @@ def repair(site, operation, old, candidate, played):
     if [node.name for node in site.primaries] == [old]:
         with contextlib.suppress(AssertionError):
             site.primary.wait_for_standbys(len(site.nodes) - 1, 15)
+    began = time.monotonic()
     again = Driver(site, operation, site.options(candidate, **REPAIR))
     if not again.finish(OPERATION_SECONDS):
         played.violations.append("the next run had not ended after %d s" % OPERATION_SECONDS)
         return
     result = again.result()
+    played.details.append("the next run took %.1f s" % (time.monotonic() - began))
     if result is None or result["failed"]:
         played.violations.append("the next run failed: %s" % tell(result or {"output": again.lines[-5:]}))
         return

@@ -205,7 +205,7 @@ def test_a_node_that_is_not_as_it_should_be(node, changes):
         {"file": {"app": "db1", "app_ro": "db1"}, "running": {"app": "db1", "app_ro": "db1"}},
         {"file": {"app": "db2", "app_ro": "db2"}, "running": {"app": "db2", "app_ro": "db2"}},
         {"running": {"app": "db1", "app_ro": "db1"}}, {"running": {"app": "db2", "app_ro": "db3"}}, {"paused": ("app",)}, {"login_retry": "0.1"},
-        {"files": ("databases.ini.pgfleet-new",)},
+        {"files": ("databases.ini.pgfleet-7",)},
     ],
 )  # fmt: skip
 def test_a_pooler_that_is_not_as_it_should_be(changes):

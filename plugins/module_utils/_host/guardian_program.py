@@ -71,16 +71,21 @@ def note(text):
 def write_file(path, text):
     """Replace a file in one step; owner and mode stay."""
     old = os.stat(path)
-    temporary = path + ".pgfleet-new"
+    # A name of its own: where a guardian is out of reach, another one may be at work on the same file.
+    temporary = "%s.pgfleet-%d" % (path, os.getpid())
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as stream:
-        os.fchmod(stream.fileno(), old.st_mode & 0o7777)
-        if os.geteuid() == 0:
-            os.fchown(stream.fileno(), old.st_uid, old.st_gid)
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.rename(temporary, path)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as stream:
+            os.fchmod(stream.fileno(), old.st_mode & 0o7777)
+            if os.geteuid() == 0:
+                os.fchown(stream.fileno(), old.st_uid, old.st_gid)
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 def alive(pid):

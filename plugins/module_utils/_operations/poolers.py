@@ -128,10 +128,13 @@ def look_at_poolers(run: Run, cluster: Cluster, candidate: Node, lost: t.Collect
     return poolers
 
 
+def start_guardian(run: Run, pooler: Pooler) -> Guardian:
+    return run.guardian(pooler.name, pooler.options["shell"], {"part": "pooler", "config_file": pooler.options["config_file"]})
+
+
 def _look(run: Run, pooler: Pooler, cluster: Cluster, candidate: Node, lost: t.Collection[Node], deadline: Deadline) -> PoolerView:
-    options = pooler.options
     # Also where its console does not answer: it sees nodes.
-    pooler.guardian = run.guardian(pooler.name, options["shell"], {"part": "pooler", "config_file": options["config_file"]})
+    pooler.guardian = start_guardian(run, pooler)
     pooler.console = run.keep(Console.open(pooler.target, timeout=5))
     pooler.text = pooler.new_text = pooler.guardian.call("look", deadline)["text"]
     _retarget(run.params, pooler, cluster, candidate, lost)
@@ -199,30 +202,41 @@ class Redirection:
     def prepare(self, deadline: Deadline, old_is_lost: bool = False) -> None:
         """Tell the guardians all that they need to go either way. ``old_is_lost``: it need not answer now."""
         for pooler in self.poolers:
-            directions = []
-            for node, text, side in ((self._old, pooler.text, "before"), (self._new, pooler.new_text, "after")):
-                if node is None:
-                    continue
-                targets = {
-                    change.name: [getattr(change, side).get("host", ""), int(getattr(change, side).get("port", 5432))]
-                    for change in pooler.changes
-                    if change.name != "*"
-                }
-                directions.append(
-                    {
-                        "name": node.name,
-                        "node": self._run.target(node).keywords(),
-                        "text": text,
-                        "targets": targets,
-                        "system_identifier": self._new.system_identifier,
-                        "may_be_down": old_is_lost and node is self._old,
-                    }
-                )
-            t.cast(Guardian, pooler.guardian).start(
-                "prepare", console=pooler.target.keywords(), databases=None if pooler.everything else pooler.paused, directions=directions
-            )
+            self._prepare(pooler, [self._old] if old_is_lost else [])
         for guardian in self.guardians:
             guardian.finish(deadline)
+
+    def _prepare(self, pooler: Pooler, may_be_down: t.Sequence[Node | None]) -> None:
+        directions = []
+        for node, text, side in ((self._old, pooler.text, "before"), (self._new, pooler.new_text, "after")):
+            if node is None:
+                continue
+            targets = {
+                change.name: [getattr(change, side).get("host", ""), int(getattr(change, side).get("port", 5432))]
+                for change in pooler.changes
+                if change.name != "*"
+            }
+            directions.append(
+                {
+                    "name": node.name,
+                    "node": self._run.target(node).keywords(),
+                    "text": text,
+                    "targets": targets,
+                    "system_identifier": self._new.system_identifier,
+                    "may_be_down": node in may_be_down,
+                }
+            )
+        t.cast(Guardian, pooler.guardian).start(
+            "prepare", console=pooler.target.keywords(), databases=None if pooler.everything else pooler.paused, directions=directions
+        )
+
+    def recover_with_another(self, lost: Guardian, deadline: Deadline) -> str:
+        """A guardian is gone, or out of reach: another one puts its pooler back. Returns what it did; errors are those of Guardian."""
+        pooler = next(pooler for pooler in self.poolers if pooler.guardian is lost)
+        pooler.guardian = start_guardian(self._run, pooler)
+        self._prepare(pooler, [self._old, self._new])
+        pooler.guardian.finish(deadline)
+        return str(pooler.guardian.call("recover", deadline))
 
     def arm(self, limit: float, deadline: Deadline) -> None:
         """From here on the guardians act when we do not, after ``limit`` seconds at the latest."""

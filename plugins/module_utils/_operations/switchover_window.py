@@ -212,6 +212,7 @@ class Window:
         Returns what each guardian did and the cluster as it is then.
         """
         outcomes: dict[str, str] = {}
+        silent: list[Guardian] = []
         patience = Deadline(self.timeout + 5)
         if self.armed:
             # The poolers first: they wait for a node to accept writes, and one that does not answer must not hold up the others.
@@ -225,6 +226,11 @@ class Window:
                     outcomes[guardian.name] = str(guardian.finish(patience))
                 except OperationError as error:
                     outcomes[guardian.name] = "recovery failed: %s" % error
+                    silent.append(guardian)
+            # A pooler whose guardian has died would stay paused.
+            for guardian in [one for one in silent if one in self.redirection.guardians]:
+                with contextlib.suppress(OperationError):
+                    outcomes[guardian.name] = self.redirection.recover_with_another(guardian, Deadline(self.timeout))
         now = self.run.observe()
         went_back = now.primary is not None and now.primary.name == self.old_node.name
         # Where the candidate was promoted, the old primary needs what was prepared for it as a standby.
