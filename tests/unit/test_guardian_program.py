@@ -766,6 +766,7 @@ def test_a_file_that_cannot_be_written_is_left_whole(ini, monkeypatch):
     with pytest.raises(OSError):
         program.write_file(str(ini), "new\n")
     assert ini.read_text() == "old\n"
+    assert [path.name for path in ini.parent.iterdir()] == ["pgbouncer.ini"]
 
 
 def test_what_a_pooler_looks_like(ini, tmp_path):

@@ -89,7 +89,9 @@ class Finish:
         """File and run time of a pooler to the primary."""
         deadline = Deadline(self._timeout)
         guardian, console = t.cast(Guardian, pooler.guardian), t.cast(Console, pooler.console)
-        guardian.call("prepare", deadline, console=pooler.target.keywords(), databases=None, directions=[{"text": pooler.text, "node": None}])
+        # A guardian of the run before may have found the new primary first.
+        directions = [{"text": text, "node": None} for text in (pooler.text, pooler.new_text)]
+        guardian.call("prepare", deadline, console=pooler.target.keywords(), databases=None, directions=directions)
         guardian.call("switch", deadline, text=pooler.new_text)
         console.reload(deadline)
 
