@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import pathlib
 import queue
+import signal
 import sys
 import time
 import traceback
@@ -27,8 +28,15 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "integration"), str(HERE.parents[1]
 from cases import MOMENTS, Case, choose
 
 
+def end_in_order(_number, _frame):
+    """The servers are stopped and their files removed on the way out."""
+    raise SystemExit(1)
+
+
 def play_some(waiting, done):
     """A worker: one site, replaced when a case has left it other than sound."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end_in_order)
     from chaos_site import ChaosSite
     from play import Played, play
     from switchover_site import Sites
@@ -87,6 +95,8 @@ def main():
     workers = [multiprocessing.Process(target=play_some, args=[waiting, done]) for _n in range(min(options.jobs, len(cases)))]
     for worker in workers:
         worker.start()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_a: [worker.terminate() for worker in workers])
     results, working = [], len(workers)
     while working:
         try:

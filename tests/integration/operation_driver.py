@@ -57,6 +57,8 @@ class Accident:
     """Happens once."""
 
     def __init__(self, kind, moment):
+        if moment.split(".")[0] not in ("step", "guardian", "console") or moment.count(".") != 2:
+            sys.exit("%s is no moment: PLACE.NAME.WHEN" % moment)
         self.kind = kind
         self.moment = moment
         self.happened = False

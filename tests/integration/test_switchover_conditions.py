@@ -174,7 +174,7 @@ def test_a_transaction_that_grows_old_while_everything_is_prepared(site):
     """As beside a checkpoint of minutes. It is looked for again before the first pause, and what was prepared is taken back."""
     candidate = candidate_of(site)
     with unchanged(site):
-        process = run_driver(site, candidate.name, "stop", "prepare before", transaction_limit=1)
+        process = run_driver(site, candidate.name, "stop", "step.prepare.before", transaction_limit=1)
         wait_until(lambda: stopped(process), 30)
         with site.poolers[0].connect("app") as connection, transaction(connection, 1.1) as held:
             os.kill(process.pid, signal.SIGCONT)
