@@ -14,6 +14,11 @@ MOMENTS = {
         "guardian": ("hold", "prepare", "arm", "fence", "stop", "switch", "release", "promote", "start", "disarm"),
         "console": ("start_pause", "finish_pause", "reload", "resume"),
     },
+    "failover": {
+        "step": ("hold", "pause", "fence", "promote", "resume", "point", "settle"),
+        "guardian": ("hold", "prepare", "arm", "fence_down", "promote", "switch", "disarm"),
+        "console": ("start_pause", "reload", "resume"),
+    },
 }
 WHEN = {"step": ("before", "after"), "guardian": ("before", "sent", "after"), "console": ("before", "after")}
 
@@ -29,8 +34,17 @@ FAULTS = {
     "full": ("pooler",),
     "fail": ("command-old",),
     "hang": ("command-old",),
+    "start": ("server-old",),
 }
 """Victims by fault; what each does is in faults.py."""
+
+# The primary that a failover replaces has crashed before: there is nothing left to crash, nor anything that starts it by pg_ctl.
+POINTLESS = {
+    "failover": {
+        "freeze": ("server-old",), "crash": ("server-old",), "cut": ("sql-old", "replication"), "partition": ("sql-old", "replication"),
+        "fail": ("command-old",), "hang": ("command-old",),
+    },
+}  # fmt: skip
 
 DELAYS = range(0, 400, 7)
 """Of a fault that hits within a step, in milliseconds: more than any step takes on a machine that is not busy."""
@@ -59,16 +73,17 @@ class Case:
             raise ValueError("%r is no case: OPERATION:MOMENT[+MILLISECONDS]:FAULT:VICTIM" % text)
         operation, moment, fault, victim = parts
         moment, plus, delay = moment.partition("+")
-        if operation not in MOMENTS or moment not in moments(operation) or victim not in FAULTS.get(fault, ()) or (plus and not delay.isdigit()):
+        if operation not in MOMENTS or moment not in moments(operation) or victim not in victims(operation, fault) or (plus and not delay.isdigit()):
             raise ValueError("%r is no case: there is no such operation, moment, fault or victim" % text)
         case = cls(operation, moment, fault, victim, int(delay) if plus else None)
         if not case.makes_sense:
-            raise ValueError("%r is no case: a step cannot fail after it has gone on" % text)
+            raise ValueError("%r is no case: nothing can fail there" % text)
         return case
 
     @property
     def makes_sense(self) -> bool:
-        return self.delay is None or self.fault != "raise"
+        """A step cannot fail after it has gone on, and the steps of a failover not between two of them."""
+        return self.fault != "raise" or (self.delay is None and not (self.operation == "failover" and self.moment.startswith("step.")))
 
 
 def moments(operation: str) -> list[str]:
@@ -80,17 +95,22 @@ def moments(operation: str) -> list[str]:
     ]  # fmt: skip
 
 
+def victims(operation: str, fault: str) -> list[str]:
+    return [victim for victim in FAULTS.get(fault, ()) if victim not in POINTLESS.get(operation, {}).get(fault, ())]
+
+
 def choose(operations, seed: int, count: int) -> list[Case]:
     """``count`` different cases, the same for the same seed. All faults and victims come equally often, as far as that goes."""
     generator = random.Random(seed)
     piles = []
     for operation in operations:
-        for fault, victims in FAULTS.items():
-            for victim in victims:
+        for fault in FAULTS:
+            for victim in victims(operation, fault):
                 pile = [Case(operation, moment, fault, victim) for moment in moments(operation)]
                 for moment in moments(operation):
-                    if moment.startswith("step.") and moment.endswith(".before") and fault != "raise":
+                    if moment.startswith("step.") and moment.endswith(".before"):
                         pile += [Case(operation, moment, fault, victim, delay) for delay in generator.sample(DELAYS, 2)]
+                pile = [case for case in pile if case.makes_sense]
                 generator.shuffle(pile)
                 piles.append(pile)
     chosen: list[Case] = []

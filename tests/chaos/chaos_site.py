@@ -28,6 +28,7 @@ from switchover_site import Site
 HERE = pathlib.Path(__file__).resolve().parent
 USUAL_SETTINGS = {"primary_conninfo", "primary_slot_name"}
 LOGIN_RETRY = "0.2"
+SHORT_LOGIN_RETRY = "0.1"
 
 PG_CTL = """#!/bin/sh
 # Fails or hangs while the file beside it says so.
@@ -223,9 +224,20 @@ class ChaosSite(Site):
         (pooler.base / "pid").unlink(missing_ok=True)
         pooler.start()
 
-    def sound(self):
-        """Whether it may be used again."""
-        return not self.guardians() and not self.unsound_parts(self.primary.name)
+    def clone_again(self, node):
+        """What a user would do with a lost primary: a standby is made of it."""
+        primary = self.primary
+        node.stop("immediate")
+        wait_until(lambda: not self.server_processes(node), 30)
+        shutil.rmtree(node.data)
+        primary.sql("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s", [node.name])
+        node.clone(primary)
+
+    def fork(self, node, timeline):
+        """Where a primary has left an earlier timeline, in bytes."""
+        history = (node.data / "pg_wal" / ("%08X.history" % self.node_state(node).timeline)).read_text()
+        high, low = next(words[1] for words in map(str.split, history.splitlines()) if words and words[0] == str(timeline)).split("/")
+        return (int(high, 16) << 32) + int(low, 16)
 
     # -- what it is like -----------------------------------------------------------------------------------------------
 
@@ -234,7 +246,7 @@ class ChaosSite(Site):
         return {path.name for directory in directories for path in directory.iterdir()}
 
     def strange_files(self, part):
-        known = self.usual_files[part.name] | {"standby.signal", "postmaster.pid", "postmaster.opts", "pid", "ballast"}
+        known = self.usual_files[part.name] | {"backup_label.old", "backup_manifest", "standby.signal", "postmaster.pid", "postmaster.opts", "pid", "ballast"}
         return tuple(sorted(self._files(part) - known))
 
     def at(self, host, port):
@@ -256,7 +268,7 @@ class ChaosSite(Site):
                 node.name, not recovery, timeline, upstream, (node.data / "standby.signal").exists(),
                 tuple((name, active) for name, active in slots or ()), tuple(files or ()), self.strange_files(node),
             )  # fmt: skip
-        return NodeState(node.name, False, 0)
+        return NodeState(node.name, False, 0, standby_signal=(node.data / "standby.signal").exists())
 
     def pooler_state(self, pooler):
         rows = [row for row in pooler.show("DATABASES") if row["name"] != "pgbouncer"]
@@ -271,8 +283,9 @@ class ChaosSite(Site):
             next(row["value"] for row in pooler.show("CONFIG") if row["key"] == "server_login_retry"), self.strange_files(pooler),
         )  # fmt: skip
 
-    def unsound_parts(self, primary):
-        return unsound([self.node_state(n) for n in self.nodes], [self.pooler_state(p) for p in self.poolers], primary, USUAL_SETTINGS, LOGIN_RETRY)
+    def unsound_parts(self, primary, outside, login_retries):
+        nodes, poolers = [self.node_state(node) for node in self.nodes], [self.pooler_state(pooler) for pooler in self.poolers]
+        return unsound(nodes, poolers, primary, USUAL_SETTINGS, login_retries, outside)
 
     def last_words(self, lines=12):
         """The ends of the servers' logs."""

@@ -15,6 +15,7 @@ partition  the same links let nothing through for longer than the time limit, ol
 full       no byte is free where the pooler's file is
 fail       pg_ctl ends with an error each time
 hang       pg_ctl never ends
+start      an init system starts the old primary, if it is down in that moment
 ========== ==============================================================================================================================
 """
 
@@ -144,6 +145,11 @@ class Faults:
 
     def _hang(self, _kind, role):
         self._command(role, "hang")
+
+    def _start(self, _kind, role):
+        if self.roles[role].pid is None:
+            # It may be down because the operation is about to start it: whoever is second finds a server at work, and that is no fault.
+            self.roles[role].start(check=False)
 
     def _command(self, role, what):
         flag = self.site.flag(self.roles[role])

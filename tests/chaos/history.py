@@ -54,11 +54,15 @@ class PauseSample:
 
 @dataclasses.dataclass(frozen=True)
 class DataLoss:
-    """What a failover is allowed to lose: commits of the lost primary that are at most so many bytes of WAL behind the fork."""
+    """What a failover is allowed to lose: commits of the lost primary before its end that are at most so many bytes of WAL behind the fork."""
 
     node: str
+    end: float
     fork: int
     max_bytes: int
+
+    def allows(self, commit: Commit) -> bool:
+        return commit.node == self.node and commit.not_before <= self.end and commit.position - self.fork <= self.max_bytes
 
 
 def acknowledged(commits: t.Iterable[Commit]) -> list[Commit]:
@@ -69,7 +73,7 @@ def lost(commits: t.Sequence[Commit], held: t.AbstractSet[tuple[str, int]], allo
     """Every acknowledged commit is on the final primary."""
     missing = [commit for commit in acknowledged(commits) if commit.key not in held]
     if allowed is not None:
-        missing = [c for c in missing if c.node != allowed.node or c.position - allowed.fork > allowed.max_bytes]
+        missing = [commit for commit in missing if not allowed.allows(commit)]
     if not missing:
         return []
     first = min(missing, key=lambda commit: commit.ended)
@@ -190,10 +194,14 @@ def unsound(
     poolers: t.Sequence[PoolerState],
     primary: str,
     usual_settings: t.AbstractSet[str],
-    usual_login_retry: str,
+    usual_login_retry: t.Container[str],
+    outside: str | None = None,
     readonly_suffix: str = "_ro",
 ) -> list[str]:
-    """After the run that repairs: one primary, everything behind it, nothing left over."""
+    """After the run that repairs: one primary, everything behind it, nothing left over.
+
+    ``outside`` is the lost primary of a failover: it is left for a rejoin, and has to be fenced.
+    """
     violations = []
     primaries = [node.name for node in nodes if node.primary]
     if primaries != [primary]:
@@ -204,12 +212,14 @@ def unsound(
             if node.standby_signal:
                 violations.append("%s is the primary and its data directory holds a standby.signal" % node.name)
         else:
+            if not node.standby_signal:
+                violations.append("%s is no primary and its data directory holds no standby.signal" % node.name)
+            if node.name == outside:
+                continue
             if node.upstream != primary:
                 violations.append("%s streams from %s, expected %s" % (node.name, node.upstream or "nobody", primary))
             if node.timeline != first.timeline:
                 violations.append("%s is on timeline %d, its primary on %d" % (node.name, node.timeline, first.timeline))
-            if not node.standby_signal:
-                violations.append("%s is a standby and its data directory holds no standby.signal" % node.name)
             if node.slots:
                 violations.append("%s is a standby and has slots: %s" % (node.name, ", ".join(name for name, _active in node.slots)))
         idle = [name for name, active in node.slots if not active]
@@ -230,8 +240,8 @@ def unsound(
             violations.append("%s: file and run time differ" % pooler.name)
         if pooler.paused:
             violations.append("%s has %s paused" % (pooler.name, ", ".join(pooler.paused)))
-        if pooler.login_retry != usual_login_retry:
-            violations.append("%s has server_login_retry %s, expected %s" % (pooler.name, pooler.login_retry, usual_login_retry))
+        if pooler.login_retry not in usual_login_retry:
+            violations.append("%s has server_login_retry %s, which is not its own" % (pooler.name, pooler.login_retry))
         if pooler.files:
             violations.append("files left on %s: %s" % (pooler.name, ", ".join(pooler.files)))
     return violations

@@ -13,9 +13,9 @@ import threading
 import time
 
 from cases import Case
-from chaos_site import end
+from chaos_site import LOGIN_RETRY, SHORT_LOGIN_RETRY, end
 from faults import Faults
-from history import ACKNOWLEDGED, lost, paused_too_long, phantoms, too_little, two_writers
+from history import ACKNOWLEDGED, DataLoss, lost, paused_too_long, phantoms, too_little, two_writers
 from lab import REPOSITORY, collections_path, lives, wait_until
 from observers import Observers
 
@@ -32,7 +32,13 @@ OPERATION_SECONDS = 150
 GUARDIAN_SECONDS = 60
 """When the controller is gone and everything is well again, guardians end within this time."""
 
-REPAIR = {"timeout": 30, "prepare_timeout": 60}
+MAX_LOSS = 262144
+"""Bytes of WAL that a failover may lose here."""
+
+OPTIONS = {
+    "switchover": {"prepare_timeout": 20},
+    "failover": {"tries": 2, "delay": 0.2, "answer_timeout": 2, "promote_timeout": 20, "max_data_loss_bytes": MAX_LOSS},
+}
 
 
 @dataclasses.dataclass
@@ -117,7 +123,11 @@ def play(site, case: Case, run: str) -> Played:
     faults = Faults(site, {"old": old, "candidate": candidate, "other": other, "pooler": site.poolers[0]}, HOLD)
     with Observers(site, run) as observers:
         wait_until(lambda: all(observers.acknowledged(name) for name in [*observers.names, "probe-" + old.name]), 20)
-        driver = Driver(site, case.operation, site.options(candidate.name, timeout=TIMEOUT, pause_timeout=1, prepare_timeout=20), case.moment)
+        lost_at = 0.0
+        if case.operation == "failover":
+            end(site.server_processes(old))
+            lost_at = time.monotonic()
+        driver = Driver(site, case.operation, site.options(candidate.name, timeout=TIMEOUT, pause_timeout=1, **OPTIONS[case.operation]), case.moment)
         faults.controller = driver
         try:
             driver.wait_for_the_moment()
@@ -135,25 +145,29 @@ def play(site, case: Case, run: str) -> Played:
             result = driver.result()
             played.details.append("the operation ended %.1f s after the moment" % (time.monotonic() - hit))
             settle(site, faults, hit)
-            played.violations += honest(site, result, old.name, candidate.name)
+            played.violations += honest(site, case.operation, result, old.name, candidate.name)
             played.outcome = outcome(site, result, old.name, candidate.name)
             played.details.append("result: %s" % tell(result))
             played.violations += ["%s has %s paused, and nothing works on it any more" % pair for pair in site.paused()]
             quiet = time.monotonic()
             played.details.append("its guardians and init systems were done %.1f s after the moment" % (quiet - hit))
-            repair(site, case.operation, old.name, candidate.name, played)
+            final = repair(site, case.operation, old, candidate, played)
             # Where this does not come, too_little() and others say why.
             with contextlib.suppress(AssertionError):
-                wait_until(lambda: all(observers.acknowledged(name, quiet) for name in [*observers.names, "probe-" + candidate.name]), 15)
+                wait_until(lambda: all(observers.acknowledged(name, quiet) for name in [*observers.names, "probe-" + final.name]), 15)
         finally:
             faults.heal()
             end([driver.pid] if lives(driver.pid) else [])
     names = observers.names
     commits, samples = observers.commits, observers.samples
-    held = {(c, s) for c, s in candidate.sql("SELECT client, sequence FROM public.chaos WHERE run = %s", [run], dbname="app")}
+    held = {(c, s) for c, s in final.sql("SELECT client, sequence FROM public.chaos WHERE run = %s", [run], dbname="app")}
+    allowed = None
+    if case.operation == "failover" and final is not old:
+        before = max((commit.timeline for commit in commits if commit.node == old.name), default=0)
+        allowed = DataLoss(old.name, lost_at, site.fork(final, before), MAX_LOSS)
     pause_limit = TIMEOUT + MARGIN + (HOLD if case.fault in ("freeze", "partition") else 0)
     played.violations += (
-        lost(commits, held)
+        lost(commits, held, allowed)
         + phantoms(commits, held)
         + two_writers(commits)
         + paused_too_long(samples, pause_limit)
@@ -162,6 +176,8 @@ def play(site, case: Case, run: str) -> Played:
     played.seconds = time.monotonic() - began
     acks = sum(commit.outcome == ACKNOWLEDGED for commit in commits)
     played.details.append("history: %d attempts, %d acknowledged, %d samples of pauses" % (len(commits), acks, len(samples)))
+    if case.operation == "failover" and final is not old and not played.violations:
+        site.clone_again(old)
     if played.violations:
         played.details.append(site.last_words())
         played.details.append("replay: tests/chaos/run.py --only '%s'" % case.id)
@@ -180,46 +196,53 @@ def settle(site, faults, hit):
 
 
 def repair(site, operation, old, candidate, played):
-    """One more run, without a fault; it has to put everything in order."""
+    """One more run, without a fault; it has to put everything in order. Returns the node that has to be the primary then."""
     # A primary that was started again has no standbys for a moment. Where another one is the primary, leading them there is what is left to do.
-    if [node.name for node in site.primaries] == [old]:
+    if site.primaries == [old]:
         with contextlib.suppress(AssertionError):
-            site.primary.wait_for_standbys(len(site.nodes) - 1, 15)
+            old.wait_for_standbys(len(site.nodes) - 1, 15)
+    # A lost primary that is back before anything was promoted is not lost.
+    final = old if operation == "failover" and site.primaries == [old] else candidate
+    outside = old.name if operation == "failover" and final is candidate else None
     began = time.monotonic()
-    again = Driver(site, operation, site.options(candidate, **REPAIR))
+    again = Driver(site, operation, site.options(candidate.name, timeout=30, **OPTIONS[operation]))
     if not again.finish(OPERATION_SECONDS):
         played.violations.append("the next run had not ended after %d s" % OPERATION_SECONDS)
-        return
+        return final
     result = again.result()
     played.details.append("the next run took %.1f s" % (time.monotonic() - began))
     if result is None or result["failed"]:
         played.violations.append("the next run failed: %s" % tell(result or {"output": again.lines[-5:]}))
-        return
+        return final
     try:
         wait_until(lambda: not site.guardians(), GUARDIAN_SECONDS)
     except AssertionError:
         played.violations.append("guardians still live %d s after the run that repaired: %s" % (GUARDIAN_SECONDS, site.guardians()))
-    played.violations += eventually_sound(site, candidate)
+    # A run that cannot set it back leaves the short one until the pooler's next RELOAD.
+    unset = "pooler" in played.case or played.case.endswith((":controller", ":console"))
+    played.violations += eventually_sound(site, final.name, outside, [LOGIN_RETRY, *([SHORT_LOGIN_RETRY] if unset else [])])
+    return final
 
 
-def eventually_sound(site, primary):
+def eventually_sound(site, primary, outside, login_retries):
     """What keeps the site from being sound; servers tell some things with a delay."""
     deadline = time.monotonic() + 20
     while True:
-        found = site.unsound_parts(primary)
+        found = site.unsound_parts(primary, outside, login_retries)
         if not found or time.monotonic() > deadline:
             return found
         time.sleep(0.1)
 
 
-def honest(site, result, old, candidate):
+def honest(site, operation, result, old, candidate):
     """What the operation says of itself is so."""
     if result is None:
         return []
     primaries = [node.name for node in site.primaries]
     if not result["failed"] and primaries != [candidate]:
         return ["it reported success, and the primary is %s" % (primaries or "nobody")]
-    if result.get("error") == "RolledBack" and primaries != [old]:
+    # The old primary of a failover was down before.
+    if result.get("error") == "RolledBack" and primaries != [old] and not (operation == "failover" and not primaries):
         return ["it reported that it was rolled back, and the primary is %s" % (primaries or "nobody")]
     return []
 

@@ -214,10 +214,10 @@ class Postgres:
             (self.data / name).unlink()
         return self
 
-    def start(self, *settings):
+    def start(self, *settings, check=True):
         """``settings`` (name=value) go onto the command line."""
         options = " ".join("-c %s" % one for one in ("config_file='%s'" % self.config_file, *settings))
-        self._run("pg_ctl", "-D", self.data, "-l", self.log, "-o", options, "-w", "-t", "60", "-s", "start")
+        self._run("pg_ctl", "-D", self.data, "-l", self.log, "-o", options, "-w", "-t", "60", "-s", "start", check=check)
         return self
 
     def stop(self, mode="fast"):

@@ -13,18 +13,20 @@ from play import play
 from switchover_site import Sites
 
 CASES = [
-    "switchover:step.stop.after:kill:controller",
     "switchover:guardian.switch.before:kill:guardian-pooler",
     "switchover:step.promote.before:freeze:controller",
     "switchover:guardian.release.sent:raise:controller",
-    "switchover:guardian.promote.sent:crash:server-candidate",
     "switchover:step.pause.after:lose:host-old",
-    "switchover:console.reload.before:restart:pooler",
     "switchover:guardian.release.before:cut:shell-old",
     "switchover:guardian.stop.before:partition:replication",
     "switchover:guardian.switch.before:full:pooler",
     "switchover:step.promote.before:fail:command-old",
     "switchover:guardian.start.before:hang:command-old",
+    "failover:step.pause.after:kill:controller",
+    "failover:step.fence.before:start:server-old",
+    "failover:guardian.promote.before:freeze:controller",
+    "failover:guardian.promote.sent:crash:server-candidate",
+    "failover:console.reload.before:restart:pooler",
 ]
 """Chosen for their moments; what is chosen by chance is for a machine with more time."""
 

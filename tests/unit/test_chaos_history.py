@@ -51,7 +51,7 @@ def test_a_lost_commit():
     assert "1 acknowledged commits" in violation and "c 2, acknowledged by db1 on timeline 1" in violation
 
 
-ALLOWED = DataLoss("db1", fork=1000, max_bytes=500)
+ALLOWED = DataLoss("db1", end=4.5, fork=1000, max_bytes=500)
 
 
 def test_a_failover_may_lose_the_stated_bytes_of_the_lost_primary():
@@ -60,7 +60,11 @@ def test_a_failover_may_lose_the_stated_bytes_of_the_lost_primary():
 
 
 @pytest.mark.parametrize(
-    "what", [commit(2, 3, 4, position=1501), commit(2, 3, 4, "db2", 2, position=1100), commit(2, 3, 4, "db3", 1, position=1100)]
+    "what",
+    [
+        commit(2, 3, 4, position=1501), commit(2, 3, 4, "db2", 2, position=1100), commit(2, 3, 4, "db3", 1, position=1100),
+        commit(2, 4.6, 4.7, position=1100), commit(2, 3, 5, position=1100, executed=4.9),
+    ],
 )  # fmt: skip
 def test_a_failover_must_not_lose_more_nor_of_another_node(what):
     assert len(lost([commit(1, 1, 2, position=900), what], keys(1), ALLOWED)) == 1
@@ -178,7 +182,7 @@ POOLERS = [PoolerState("p", {"app": "db2", "app_ro": "db1"}, {"app": "db2", "app
 
 
 def judge(nodes=NODES, poolers=POOLERS):
-    return unsound(nodes, poolers, "db2", {"primary_conninfo"}, "1")
+    return unsound(nodes, poolers, "db2", {"primary_conninfo"}, {"1"})
 
 
 def test_a_sound_site():
@@ -197,6 +201,15 @@ def test_a_node_that_is_not_as_it_should_be(node, changes):
     nodes = list(NODES)
     nodes[node] = dataclasses.replace(nodes[node], **changes)
     assert len(judge(nodes=nodes)) == 1
+
+
+def test_the_lost_primary_is_left_outside_and_fenced():
+    alone = NodeState("db1", False, 1, standby_signal=True, slots=(("db3", False),))
+    assert unsound([alone, *NODES[1:]], POOLERS, "db2", set(), {"1"}, outside="db1") == []
+    assert len(unsound([alone, *NODES[1:]], POOLERS, "db2", set(), {"1"})) == 3
+    loose = dataclasses.replace(alone, standby_signal=False)
+    assert len(unsound([loose, *NODES[1:]], POOLERS, "db2", set(), {"1"}, outside="db1")) == 1
+    assert len(unsound([dataclasses.replace(alone, primary=True), *NODES[1:]], POOLERS, "db2", set(), {"1"}, outside="db1")) == 1
 
 
 @pytest.mark.parametrize(

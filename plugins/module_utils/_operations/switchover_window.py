@@ -168,6 +168,9 @@ class Window:
                 do()
             except BaseException as error:
                 if self.phase == "done" and isinstance(error, OperationError):
+                    # The next run does not know what it was.
+                    with contextlib.suppress(OperationError):
+                        self.redirection.restore_login_retry()
                     raise NotConfirmed(
                         "%s is the new primary and the poolers lead to it, but not everything follows yet: %s" % (self.new_node.name, error),
                         action="Run the switchover again: it finishes what is left",
