@@ -278,10 +278,10 @@ class ChaosSite(Site):
             if equals and not line.startswith(";"):
                 words = dict(word.split("=", 1) for word in rest.split())
                 file[name] = self.at(words["host"], words["port"])
-        return PoolerState(
-            pooler.name, file, {row["name"]: self.at(row["host"], row["port"]) for row in rows}, tuple(row["name"] for row in rows if row["paused"]),
-            next(row["value"] for row in pooler.show("CONFIG") if row["key"] == "server_login_retry"), self.strange_files(pooler),
-        )  # fmt: skip
+        paused, disabled = (tuple(row["name"] for row in rows if row[what]) for what in ("paused", "disabled"))
+        login_retry = next(row["value"] for row in pooler.show("CONFIG") if row["key"] == "server_login_retry")
+        running = {row["name"]: self.at(row["host"], row["port"]) for row in rows}
+        return PoolerState(pooler.name, file, running, paused, disabled, login_retry, self.strange_files(pooler))
 
     def unsound_parts(self, primary, outside, login_retries):
         nodes, poolers = [self.node_state(node) for node in self.nodes], [self.pooler_state(pooler) for pooler in self.poolers]

@@ -185,6 +185,7 @@ class PoolerState:
     """Node by database."""
     running: t.Mapping[str, str]
     paused: tuple[str, ...] = ()
+    disabled: tuple[str, ...] = ()
     login_retry: str = ""
     files: tuple[str, ...] = ()
 
@@ -240,6 +241,8 @@ def unsound(
             violations.append("%s: file and run time differ" % pooler.name)
         if pooler.paused:
             violations.append("%s has %s paused" % (pooler.name, ", ".join(pooler.paused)))
+        if pooler.disabled:
+            violations.append("%s has %s disabled" % (pooler.name, ", ".join(pooler.disabled)))
         if pooler.login_retry not in usual_login_retry:
             violations.append("%s has server_login_retry %s, which is not its own" % (pooler.name, pooler.login_retry))
         if pooler.files:

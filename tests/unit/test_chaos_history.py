@@ -217,7 +217,8 @@ def test_the_lost_primary_is_left_outside_and_fenced():
     [
         {"file": {"app": "db1", "app_ro": "db1"}, "running": {"app": "db1", "app_ro": "db1"}},
         {"file": {"app": "db2", "app_ro": "db2"}, "running": {"app": "db2", "app_ro": "db2"}},
-        {"running": {"app": "db1", "app_ro": "db1"}}, {"running": {"app": "db2", "app_ro": "db3"}}, {"paused": ("app",)}, {"login_retry": "0.1"},
+        {"running": {"app": "db1", "app_ro": "db1"}}, {"running": {"app": "db2", "app_ro": "db3"}}, {"paused": ("app",)}, {"disabled": ("app",)},
+        {"login_retry": "0.1"},
         {"files": ("databases.ini.pgfleet-7",)},
     ],
 )  # fmt: skip

@@ -504,6 +504,38 @@ def test_looking_for_a_primary_ends(ini, monkeypatch):
     assert pooler.commands == [] and pooler.unsettled
 
 
+def test_who_looks_for_a_primary_ends_when_the_next_operation_is_at_work(ini, notes, monkeypatch):
+    monkeypatch.setattr(program, "CLAIM_SECONDS", 5)
+    first, following = FakePooler(ini, []), FakePooler(ini, [])
+    first.unsettled = True
+    looking = threading.Thread(target=first.linger)
+    looking.start()
+    monkeypatch.setattr(following, "_connect", lambda _keywords: None)
+    following.prepare({}, [], ["app"])
+    looking.join(20)
+    assert not looking.is_alive()
+    assert notes == ["pgfleet.ops switchover guardian (pooler): another operation is at work on it"]
+    # It does not write any more, although there is a primary now, and its own way there is another one.
+    first.answers = [["db2"]]
+    first.linger()
+    assert ini.read_text() == "old\n"
+    following._unclaim()
+    first.linger()
+    assert ini.read_text() == "new\n"
+
+
+def test_a_guardian_that_does_not_let_go_holds_up_nobody_for_long(ini, monkeypatch):
+    monkeypatch.setattr(program, "CLAIM_SECONDS", 0.1)
+    first, following = FakePooler(ini, []), FakePooler(ini, [])
+    assert first._claim() and first._claim() and not following._claim()
+    monkeypatch.setattr(following, "_connect", lambda _keywords: None)
+    following.prepare({}, [], ["app"])
+    assert following.databases == ["app"]
+    first._unclaim()
+    assert following._claim()
+    following._unclaim()
+
+
 @pytest.mark.parametrize(
     "running",
     [

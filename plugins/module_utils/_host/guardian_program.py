@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -53,6 +54,8 @@ IN_PRODUCTION = 6
 ANSWER_SECONDS = 2
 # How long a pooler that could not be led to a primary goes on looking for one, in seconds.
 LOOKING_SECONDS = 600
+# How long a guardian waits for one of an earlier operation to let go of its pooler, in seconds.
+CLAIM_SECONDS = 3
 
 
 class Failure(Exception):
@@ -515,6 +518,7 @@ class Pooler(Part):
         self.reconnect = None
         self.databases = []
         self.unsettled = False
+        self._claimed = None
 
     def look(self):
         try:
@@ -532,6 +536,10 @@ class Pooler(Part):
 
         ``databases``: what is paused, null for everything. All connections are opened here, none is left for later.
         """
+        # A guardian that an earlier operation has left looking for a primary would lead the pooler by turns with this one.
+        end = time.monotonic() + CLAIM_SECONDS
+        while self.file is not None and not self._claim() and time.monotonic() < end:
+            time.sleep(0.05)
         self.console_keywords = console
         self.directions = [dict(direction) for direction in directions]
         self.databases = databases
@@ -541,6 +549,24 @@ class Pooler(Part):
             # A node that may be down is asked when it matters.
             if direction["node"] and not direction.get("may_be_down"):
                 direction["session"] = self._connect(direction["node"])
+
+    def _claim(self):
+        """Whether no other guardian is at work on this pooler. It lasts until _unclaim() or the end of this process, and leaves no file."""
+        if self._claimed is None:
+            name = hashlib.sha256(os.path.realpath(self.file).encode()).hexdigest()
+            claimed = socket.socket(socket.AF_UNIX)
+            try:
+                claimed.bind("\0pgfleet.ops pooler " + name)
+            except OSError:
+                claimed.close()
+                return False
+            self._claimed = claimed
+        return True
+
+    def _unclaim(self):
+        if self._claimed is not None:
+            self._claimed.close()
+            self._claimed = None
 
     def switch(self, text):
         """Put the prepared text on disk, unless somebody has changed the file since it was looked at."""
@@ -673,20 +699,29 @@ class Pooler(Part):
         return "no node accepts writes; it was resumed as it stands on disk and is led to the first that does"
 
     def linger(self):
-        """After a recovery that found no primary: lead the pooler to the one node that accepts writes, once there is one."""
+        """After a recovery that found no primary: lead the pooler to the one node that accepts writes, once there is one.
+
+        The guardian of the next operation takes that over.
+        """
         end = time.monotonic() + LOOKING_SECONDS
+        pause = 0.0
         while self.unsettled and time.monotonic() < end:
+            self._unclaim()
+            if pause:
+                time.sleep(pause)
+            if not self._claim():
+                note("pgfleet.ops switchover guardian (pooler): another operation is at work on it")
+                return
+            pause = 0.5
             try:
                 names = self.lead_to_the_primary()
             except Failure as error:
                 note("pgfleet.ops switchover guardian (pooler): %s" % error)
-                time.sleep(5)
+                pause = 5
                 continue
             if len(names) == 1:
                 self.unsettled = False
                 note("pgfleet.ops switchover guardian (pooler): it leads to %s now" % names[0])
-            else:
-                time.sleep(0.5)
 
 
 class Pause:
