@@ -524,6 +524,15 @@ def test_who_looks_for_a_primary_ends_when_the_next_operation_is_at_work(ini, no
     assert ini.read_text() == "new\n"
 
 
+def test_a_file_from_which_no_way_leads_back(ini):
+    """As where nobody knows any more who the primary was."""
+    pooler = program.Pooler(str(ini))
+    pooler.directions = [{"name": "", "node": None, "session": None, "text": "old\n", "targets": {}, "system_identifier": "7"}]
+    assert not pooler.accepts_writes(pooler.directions[0])
+    pooler.switch("new\n")
+    assert ini.read_text() == "new\n"
+
+
 def test_a_guardian_that_does_not_let_go_holds_up_nobody_for_long(ini, monkeypatch):
     monkeypatch.setattr(program, "CLAIM_SECONDS", 0.1)
     first, following = FakePooler(ini, []), FakePooler(ini, [])

@@ -210,6 +210,8 @@ class Redirection:
         directions = []
         for node, text, side in ((self._old, pooler.text, "before"), (self._new, pooler.new_text, "after")):
             if node is None:
+                # No way back; the file as it is has to be known all the same.
+                directions.append({"name": "", "node": None, "text": text, "targets": {}, "system_identifier": self._new.system_identifier})
                 continue
             targets = {
                 change.name: [getattr(change, side).get("host", ""), int(getattr(change, side).get("port", 5432))]
