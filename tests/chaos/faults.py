@@ -74,15 +74,16 @@ class Faults:
         return ("pooler" if role == "pooler" else "node"), self.roles[role].name
 
     def _guardian(self, role):
+        """Process ids of the shell and of the guardian; nothing where a fault comes after the operation's end."""
         found = self.site.guardians(*self._part(role))
-        assert found, "there is no guardian of %s" % role
-        return found[-1]
+        assert found or self.controller.process.poll() is not None, "there is no guardian of %s" % role
+        return found[-1] if found else ()
 
     def _pids(self, kind, role=None):
         if kind == "controller":
             return [self.controller.pid]
         if kind == "guardian":
-            return [self._guardian(role)[1]]
+            return self._guardian(role)[1:]
         if kind == "pooler":
             return [self.roles["pooler"].pid]
         return self.site.server_processes(self.roles[role])
@@ -120,14 +121,14 @@ class Faults:
 
     def _cut(self, kind, role=None):
         if kind == "shell":
-            end([self._guardian(role)[0]])
+            end(self._guardian(role)[:1])
         else:
             proxies, link = self._link(kind, role)
             proxies.tell("cut", link)
 
     def _partition(self, kind, role=None):
         if kind == "shell":
-            pids = [self._guardian(role)[0]]
+            pids = self._guardian(role)[:1]
             send(pids, signal.SIGSTOP)
             self._lasts_a_while(lambda: send(pids, signal.SIGCONT))
         else:

@@ -425,6 +425,8 @@ GOOD = PoolerView("p1", affected=["app"])
 
 def test_nothing_speaks_against_it():
     assert why_not(poolers=[GOOD]) == []
+    # Its host was lost in a switchover that was rolled back, and it came up with the file that leads to the candidate.
+    assert why_not(poolers=[GOOD, PoolerView("p2", ahead=["app"])]) == []
 
 
 @pytest.mark.parametrize(

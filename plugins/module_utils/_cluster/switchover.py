@@ -30,6 +30,8 @@ class PoolerView:
     """Those of them that lead elsewhere at run time than on disk."""
     disabled: t.Sequence[str] = ()
     paused: t.Sequence[str] = ()
+    ahead: t.Sequence[str] = ()
+    """Read-write entries that lead to the candidate already: a pooler whose host was lost in a switchover comes up so."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +128,7 @@ def refusals(
                 found.append("pooler %s: the entry %s %s" % (pooler.name, ", ".join(names), what))
         if pooler.paused:
             found.append("pooler %s: %s is paused already; RESUME it first if nothing else pauses it" % (pooler.name, ", ".join(pooler.paused)))
-        if not pooler.problem and not pooler.affected:
+        if not (pooler.problem or pooler.affected or pooler.ahead):
             found.append(
                 "pooler %s has no entry that leads to the primary: it is listed here by mistake, or its addresses are not those of the nodes" % pooler.name
             )

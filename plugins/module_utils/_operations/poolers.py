@@ -152,6 +152,12 @@ def _look(run: Run, pooler: Pooler, cluster: Cluster, candidate: Node, lost: t.C
         stale=[name for name in affected if name != "*" and not same_target(entries[name], running.get(name))],
         disabled=[name for name in affected if running.get(name, {}).get("disabled")],
         paused=["everything"] if pooler.console.is_paused(deadline) else [name for name in affected if running.get(name, {}).get("paused")],
+        ahead=[
+            name
+            for name, entry in entries.items()
+            if candidate.listens_at(entry.get("host", ""), int(entry.get("port", 5432)))
+            and not is_read_only(name, run.params["readonly_suffix"], run.params["readonly_databases"])
+        ],
     )
 
 

@@ -201,6 +201,12 @@ class Switchover(Operation):
                 findings=found,
                 cluster=self.run.describe(cluster),
             )
+        for pooler in seen.poolers:
+            if pooler.view.ahead:
+                self.run.warn(
+                    "pooler %s: %s leads to %s already, as a pooler does whose host was lost in a switchover that was rolled back"
+                    % (pooler.name, ", ".join(pooler.view.ahead), candidate.name)
+                )
         primary = t.cast(Node, cluster.primary)
         self._warn_of_what_is_lost(cluster, candidate)
         checks = Conditions(self.run, primary, candidate)
