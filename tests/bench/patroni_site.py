@@ -9,18 +9,31 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 import typing as t
 import urllib.error
 import urllib.request
 
+import by_hand
 from bench_site import SETTINGS, BenchSite, fill
 from lab import BIN, HOST, SUPERUSER_PASSWORD, free_port, wait_until
+from report import version
 
-PROGRAMS = ("/usr/bin/patroni", "/usr/bin/etcd", "/usr/sbin/haproxy")
+# The first of each in PATH, so that another version than Debian's can be measured.
+PROGRAMS = {name: shutil.which(name, path=os.environ.get("PATH", "/usr/bin") + ":/usr/sbin") for name in ("patroni", "etcd", "haproxy")}
+
+
+@functools.lru_cache
+def has_before_stop():
+    """Whether this Patroni runs a script right before it stops the server; 3.0.3 was the first."""
+    return tuple(int(part) for part in version(PROGRAMS["patroni"], "--version").split(".")) >= (3, 0, 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +97,7 @@ class Etcd:
         self.url = client
         data = lab.path / "etcd"
         self.daemon = Daemon(lab, "etcd", [
-            "/usr/bin/etcd", "--name", "etcd1", "--data-dir", data, "--listen-client-urls", client, "--advertise-client-urls", client,
+            PROGRAMS["etcd"], "--name", "etcd1", "--data-dir", data, "--listen-client-urls", client, "--advertise-client-urls", client,
             "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", "etcd1=" + peer,
         ]).start()  # fmt: skip
         wait_until(lambda: http(client + "/health")[0] == 200, 60)
@@ -105,7 +118,7 @@ class PatroniSite(BenchSite):
         for node in self.nodes:
             configuration_file = self.base / (node.name + ".yml")
             node.write(configuration_file, json.dumps(self.patroni(node), indent=2))
-            self.daemons[node.name] = Daemon(lab, node.name, ["/usr/bin/patroni", configuration_file])
+            self.daemons[node.name] = Daemon(lab, node.name, [PROGRAMS["patroni"], configuration_file])
         first, second = self.nodes
         self.daemons[first.name].start()
         wait_until(lambda: http(self.url(first) + "/primary")[0] == 200, 120)
@@ -123,7 +136,11 @@ class PatroniSite(BenchSite):
         # The very settings that the other clusters run with, but for those that are Patroni's own to set.
         own = {"listen_addresses", "port", "hba_file", "ident_file", "data_directory", "cluster_name"}
         parameters = {name: value for name, value in re.findall(r"^(\w+) = '(.*)'$", node.config_file.read_text(), re.M) if name not in own}
-        more = {} if self.configuration.checks else {"before_stop": self.before_stop(node), "callbacks": {"on_role_change": self.on_role_change(node)}}
+        more = {}
+        if not self.configuration.checks:
+            more["callbacks"] = {"on_role_change": self.on_role_change(node)}
+            if has_before_stop():
+                more["before_stop"] = self.before_stop(node)
         return {
             "scope": self.name, "name": node.name, "etcd3": {"host": "127.0.0.1:%d" % self.etcd.port},
             "restapi": {"listen": "127.0.0.1:%d" % self.rest[node.name], "connect_address": "127.0.0.1:%d" % self.rest[node.name]},
@@ -133,7 +150,7 @@ class PatroniSite(BenchSite):
             },
             "postgresql": {
                 "listen": "127.0.0.1:%d" % node.port, "connect_address": "127.0.0.1:%d" % node.port, "data_dir": str(node.data), "bin_dir": str(BIN),
-                "pgpass": str(node.base / "pgpass"),
+                "pgpass": str(node.base / "pgpass"), "basebackup": [{"checkpoint": "fast"}],
                 "authentication": {
                     "superuser": {"username": "postgres", "password": SUPERUSER_PASSWORD},
                     "replication": {"username": "replicator", "password": "replicator"},
@@ -154,7 +171,7 @@ class PatroniSite(BenchSite):
             "    timeout check 5s\nlisten primary\n    bind 127.0.0.1:%d\n    option httpchk OPTIONS /primary\n    http-check expect status 200\n"
             "    default-server %s on-marked-down shutdown-sessions\n%s" % (port, self.configuration.checks, servers)
         )
-        Daemon(self.lab, self.name + "-haproxy", ["/usr/sbin/haproxy", "-db", "-f", path]).start()
+        Daemon(self.lab, self.name + "-haproxy", [PROGRAMS["haproxy"], "-db", "-f", path]).start()
         return port
 
     def _script(self, name, node, lines):
@@ -194,8 +211,16 @@ class PatroniSite(BenchSite):
         return False
 
     def switch(self, candidate):
-        """The switchover by Patroni's REST API, as patronictl asks for it."""
+        """The switchover by Patroni's REST API, as patronictl asks for it.
+
+        Where the poolers are to be paused and Patroni cannot do it, this does right before, after the checkpoint that else would be written in the pause.
+        """
         leader = self.primary
+        if not self.configuration.checks and not has_before_stop():
+            for node in (leader, leader, self.node(candidate)):
+                node.sql("CHECKPOINT")
+            with contextlib.ExitStack() as stack:
+                by_hand.pause([stack.enter_context(contextlib.closing(pooler.console())) for pooler in self.poolers])
         status, answer = http(self.url(leader) + "/switchover", "POST", {"leader": leader.name, "candidate": candidate})
         if status != 200:
             raise RuntimeError("Patroni did not switch over to %s: %s %s" % (candidate, status, answer))
@@ -204,3 +229,14 @@ class PatroniSite(BenchSite):
         """Patroni of a node that was killed."""
         if self.daemons[node.name].process is None:
             self.daemons[node.name].start()
+
+
+def peers(lab, configurations):
+    """Name -> cluster, for each configuration by its name. Exits where the programs are not there."""
+    if not configurations:
+        return {}
+    missing = [name for name, program in PROGRAMS.items() if program is None]
+    if missing:
+        sys.exit("not there: %s. Run tools/install_bench_packages.sh, or choose other methods" % ", ".join(missing))
+    etcd = Etcd(lab)
+    return {name: PatroniSite(lab, "patroni%d" % number, etcd, configuration) for number, (name, configuration) in enumerate(configurations.items(), 1)}

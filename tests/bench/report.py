@@ -32,8 +32,8 @@ def heading(postgresql, loads, measurements):
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     programs = {
         "PostgreSQL": [postgresql / "postgres", "--version"], "PgBouncer": ["/usr/sbin/pgbouncer", "--version"],
-        "ansible-core": [pathlib.Path(sys.executable).parent / "ansible", "--version"], "Patroni": ["/usr/bin/patroni", "--version"],
-        "etcd": ["/usr/bin/etcd", "--version"], "HAProxy": ["/usr/sbin/haproxy", "-v"],
+        "ansible-core": [pathlib.Path(sys.executable).parent / "ansible", "--version"], "Patroni": ["patroni", "--version"],
+        "etcd": ["etcd", "--version"], "HAProxy": ["haproxy", "-v"],
     }  # fmt: skip
     versions = {name: version(*argv) for name, argv in programs.items()}
     return [
@@ -53,11 +53,11 @@ def write_table(directory, name, lines, rows):
     path.write_text(figures.replace_block(path.read_text(), name, block))
 
 
-def write_picture(directory, name, title, notes, measurements, ours):
+def write_picture(directory, name, title, notes, measurements, ours, zoom=0.5):
     """The round in the middle of each method, one line each, written to NAME.svg."""
     lines = []
     for method, rows in figures.by_method(measurements).items():
         row = figures.typical(rows)
         commits, failures = ([moment - row.zero for moment in moments] for moments in (row.commits, row.failures))
         lines.append(picture.Line(method, row.milliseconds / 1000, commits, failures, figures.duration(row.milliseconds), method == ours))
-    (directory / (name + ".svg")).write_text(picture.svg(title, notes, lines))
+    (directory / (name + ".svg")).write_text(picture.svg(title, notes, lines, zoom))

@@ -21,7 +21,7 @@ import figures
 import report
 from bench_site import BenchSite, measure
 from lab import BIN, Lab
-from patroni_site import CALLBACKS, DEFAULT, PROGRAMS, TUNED, Etcd, PatroniSite
+from patroni_site import CALLBACKS, DEFAULT, TUNED, PatroniSite, peers
 
 OURS = "pg_switchover"
 BY_HAND = {"by hand": by_hand.libpq, "by hand, early resume": by_hand.libpq_with_guard, "command line tools": by_hand.tools, "HandyRep": by_hand.handyrep}
@@ -33,17 +33,6 @@ def by_module(site, candidate):
     result = site.switch(candidate)
     if result["failed"]:
         sys.exit("pg_switchover failed: %s" % result["msg"])
-
-
-def peers(lab, wanted):
-    """The clusters of the Patroni configurations wanted."""
-    missing = [program for program in PROGRAMS if not os.access(program, os.X_OK)]
-    if wanted and missing:
-        sys.exit("%s not there: run tools/install_bench_packages.sh, or leave out --peers" % ", ".join(missing))
-    if not wanted:
-        return {}
-    etcd = Etcd(lab)
-    return {method: PatroniSite(lab, "patroni%d" % number, etcd, PATRONI[method]) for number, method in enumerate(wanted, 1)}
 
 
 def main():
@@ -58,7 +47,7 @@ def main():
     seen, loads = [], [os.getloadavg()[0]]
     try:
         own = BenchSite(lab)
-        sites = peers(lab, [method for method in methods if method in PATRONI])
+        sites = peers(lab, {method: PATRONI[method] for method in methods if method in PATRONI})
         for number in range(options.rounds):
             for method in methods:
                 site = sites.get(method, own)
