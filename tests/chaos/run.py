@@ -77,12 +77,13 @@ def main():
     parser.add_argument("--seed", type=int, help="chooses the cases; a random one, which is printed, where none is given")
     parser.add_argument("--cases", type=int, default=200, help="how many (default 200)")
     parser.add_argument("--only", action="append", metavar="CASE", help="play this case; may be given more than once")
-    parser.add_argument("--operation", action="append", choices=sorted(MOMENTS), help="default: all")
+    parser.add_argument("--operation", action="append", choices=sorted(MOMENTS), help="default: all that this checkout has")
     parser.add_argument("-j", "--jobs", type=int, default=2, help="workers, each with a site of its own (default 2)")
     parser.add_argument("--list", action="store_true", help="print the cases and end")
     options = parser.parse_args()
+    present = [name for name in sorted(MOMENTS) if (HERE.parents[1] / "plugins" / "module_utils" / "_operations" / (name + ".py")).exists()]
     seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(3), "big")
-    cases = [Case.parse(text) for text in options.only] if options.only else choose(options.operation or sorted(MOMENTS), seed, options.cases)
+    cases = [Case.parse(text) for text in options.only] if options.only else choose(options.operation or present, seed, options.cases)
     if options.list:
         print("\n".join(case.id for case in cases))
         return 0
