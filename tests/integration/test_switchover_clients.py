@@ -5,13 +5,17 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import threading
 
 import psycopg
 import pytest
 from lab import debian, wait_until
 from switchover_site import Sites
-from test_switchover_conditions import candidate_of, committed, done, refused, switch, transaction, unchanged
+from test_switchover_accidents import run_driver
+from test_switchover_conditions import ARCHIVING, Switching, candidate_of, committed, done, refused, setting, switch, transaction, unchanged
+from test_switchover_hazards import result_of, stopped
 
 NUMBERS = itertools.count()
 INSERT = "INSERT INTO public.load VALUES (%s, %s, %s)"
@@ -26,6 +30,12 @@ def sites():
 @pytest.fixture
 def site(sites):
     return sites.sound()
+
+
+@pytest.fixture(scope="module")
+def archiving_sites():
+    with Sites(settings=ARCHIVING) as sites:
+        yield sites
 
 
 @pytest.fixture(scope="module")
@@ -84,20 +94,21 @@ class Clients:
         self.run = "clients-%d" % next(NUMBERS)
         self.all = [Client(self.run, n, lambda place=place: place.connect(dbname, **keywords), work) for n, place in enumerate(places)]
 
-    def _go_on(self):
+    def go_on(self):
+        """Until each has committed once more."""
         before = [len(client.acknowledged) for client in self.all]
         wait_until(lambda: all(len(client.acknowledged) > n for client, n in zip(self.all, before)), 60)
 
     def __enter__(self):
         for client in self.all:
             client.start()
-        self._go_on()
+        self.go_on()
         return self
 
     def __exit__(self, kind, *exc):
         try:
             if kind is None:
-                self._go_on()
+                self.go_on()
         finally:
             for client in self.all:
                 client.stop.set()
@@ -163,6 +174,29 @@ def test_a_writer_beside_the_poolers(site):
     assert clients.lost == set()
 
 
+def test_synchronous_commits_do_not_wait_for_the_old_primary(archiving_sites):
+    """Its process ends only when its archiver has; the commits that need a standby get the other one meanwhile."""
+    site = archiving_sites.sound()
+    candidate, old = candidate_of(site), site.primary
+    go = site.lab.path / "go"
+    endless = "until test -e %s; do sleep 0.1; done" % go
+    synchronous = setting(site.nodes, synchronous_standby_names="ANY 1 (db1, db2, db3)")
+    archiving = setting([old], archive_command=endless)
+    with synchronous, Clients(site, site.poolers * 3) as clients, archiving, Switching(site, candidate=candidate, timeout=120) as switching:
+        try:
+            pid = old.pid
+            wait_until(lambda: not candidate.in_recovery, 30)
+            clients.go_on()
+            assert old.pid == pid
+        finally:
+            go.touch()
+        switching.join()
+    done(site, switching.result, candidate)
+    assert not any(clients.errors), clients.errors
+    assert clients.lost == set()
+    go.unlink()
+
+
 # -- through poolers that pool by session ------------------------------------------------------------------------------
 
 
@@ -189,6 +223,22 @@ def test_sessions_that_are_ended(session_sites):
     assert clients.lost == set()
     assert result["terminated_sessions"] == {"pooler1": {"app": 5, "app_ro": 0}, "pooler2": {"app": 5, "app_ro": 0}}
     assert site.paused() == []
+
+
+def test_sessions_that_come_back_wait_until_there_is_a_primary(session_sites):
+    """However long the promotion takes: between the two primaries nobody is sent to a server that refuses to write."""
+    site = session_sites.sound()
+    candidate = candidate_of(site)
+    with Clients(site, site.poolers * 3) as clients:
+        process = run_driver(site, candidate.name, "stop", "promote before", session_pools="terminate", timeout=60)
+        wait_until(lambda: stopped(process), 30)
+        assert {("pooler1", "app"), ("pooler2", "app")} <= set(site.paused())
+        wait_until(lambda: all(clients.errors), 20)
+        os.kill(process.pid, signal.SIGCONT)
+        result = result_of(process)
+    done(site, result, candidate)
+    assert [len(errors) for errors in clients.errors] == [1] * 6, clients.errors
+    assert clients.lost == set()
 
 
 def test_sessions_are_not_ended_for_a_switchover_that_is_rolled_back(site):

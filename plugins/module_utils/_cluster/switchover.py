@@ -173,13 +173,17 @@ def long_transactions(transactions: t.Iterable[Transaction], limit: float) -> li
     return ["transactions are open longer than %g s, every client would wait for them: %s" % (limit, "; ".join(map(str, found)))] if found else []
 
 
+def commits_wait(node: Node) -> bool:
+    """Whether commits wait for standbys where the node is the primary."""
+    state = node.state or {}
+    return bool((state.get("synchronous_standby_names") or "").strip()) and state.get("synchronous_commit") not in ("off", "local")
+
+
 def endless_commits(candidate: Node, followers: t.Sequence[str]) -> list[str]:
     """A candidate whose commits would wait for standbys that will not be there; ``followers`` are the application names of those that will."""
-    state = candidate.state or {}
-    wanted = parse_synchronous(state.get("synchronous_standby_names") or "")
-    if wanted is None or state.get("synchronous_commit") in ("off", "local"):
+    if not commits_wait(candidate):
         return []
-    _method, required, names = wanted
+    _method, required, names = t.cast("tuple[str, int, tuple[str, ...]]", parse_synchronous((candidate.state or {})["synchronous_standby_names"]))
     # PostgreSQL compares them without regard to case; "*" is any name.
     known = {name.lower() for name in names}
     able = [follower for follower in followers if "*" in known or follower.lower() in known]

@@ -13,7 +13,7 @@ import typing as t
 
 from .._cluster.aliases import is_read_only
 from .._cluster.model import Cluster, Node
-from .._cluster.switchover import Surroundings, conditions, follower_problems, refusals, sessions_without_a_name, too_old
+from .._cluster.switchover import Surroundings, commits_wait, conditions, follower_problems, refusals, sessions_without_a_name, too_old
 from .._errors import NotConfirmed, OperationError, Refused
 from .._module import LOGIN, ArgumentSpec, Context, Operation
 from .._pgbouncer.console import Console
@@ -210,7 +210,8 @@ class Switchover(Operation):
         primary = t.cast(Node, cluster.primary)
         self._warn_of_what_is_lost(cluster, candidate)
         checks = Conditions(self.run, primary, candidate)
-        window = Window(self.run, seen, primary, checks)
+        followers = [node for node in cluster.standbys if node is not candidate and self._follows_the_primary(node)]
+        window = Window(self.run, seen, primary, checks, followers if commits_wait(candidate) else ())
         names = ", ".join(pooler.name for pooler in seen.poolers)
         old = too_old(seen.around.transactions, params["transaction_limit"])
         plan = Plan()
@@ -244,9 +245,8 @@ class Switchover(Operation):
         plan.add("promote %s once it has replayed the shutdown checkpoint of %s" % (candidate.name, primary.name), window.promote)
         add_resume_steps(plan, window.redirection, window.resume)
         plan.add("start %s as a standby of %s" % (primary.name, candidate.name), window.rejoin)
-        for node in cluster.standbys:
-            if node is not candidate and self._follows_the_primary(node):
-                plan.add("point %s at %s" % (node.name, candidate.name), bind(window.follow, node))
+        for node in followers:
+            plan.add("point %s at %s" % (node.name, candidate.name), bind(window.follow, node))
         plan.add("settle: slots, settings, one verified primary", window.settle)
         for step in plan.steps:
             step.do = window.guarded(step.do)

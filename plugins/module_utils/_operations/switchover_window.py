@@ -101,12 +101,15 @@ class Finish:
         return name
 
     def follow(self, node: Node) -> None:
-        """Point a running standby at the primary; PostgreSQL 13 and later take it by reload."""
-        session = self._run.session(node)
+        """Point a running standby at the primary and wait until it streams from there."""
+        self.point(node, self._run.session(node))
+        self.wait_until_streaming(node)
+
+    def point(self, node: Node, session: Session) -> None:
+        """PostgreSQL 13 and later take it by reload."""
         slot = self.ensure_slot(node) if session.value("SELECT setting FROM pg_settings WHERE name = 'primary_slot_name'") else None
         own = session.value("SELECT setting FROM pg_settings WHERE name = 'primary_conninfo'") or ""
         point_at(session, self.conninfo(node, own, own), slot)
-        self.wait_until_streaming(node)
 
     def start(self, name: str, slot: bool) -> None:
         """Start a fenced node that is down, with a slot where the cluster uses slots."""
@@ -145,8 +148,11 @@ class Finish:
 class Window:
     """The switchover itself; its methods are the plan's steps, in order."""
 
-    def __init__(self, run: Run, seen: Seen, old: Node, checks: Conditions) -> None:
+    def __init__(self, run: Run, seen: Seen, old: Node, checks: Conditions, awaited: t.Sequence[Node] = ()) -> None:
+        """``awaited``: standbys that the first commits on the candidate may wait for."""
         self.run = run
+        self.awaited = {node.name: node for node in awaited}
+        self.sessions_of_awaited: dict[str, Session] = {}
         self.checks = checks
         self.seen = seen
         self.old_node = old
@@ -272,6 +278,7 @@ class Window:
         roles = [self.old.value("SELECT pg_is_in_recovery()"), self.new.value("SELECT pg_is_in_recovery()")]
         if roles != [False, True]:
             raise Refused("the cluster has changed since it was looked at: %s is not the primary any more" % self.old_node.name, action="Run it again")
+        self.sessions_of_awaited = {name: run.session(node) for name, node in self.awaited.items()}
         self.redirection.prepare(deadline)
         run.mark("connect")
         self.reset_retry = self._set(self.new_node, self.new, "wal_retrieve_retry_interval", RETRIEVE_RETRY)
@@ -395,7 +402,12 @@ class Window:
         if self._slots_wanted:
             self.finish.ensure_slot(self.old_node)
         run.mark(None)
-        self.guard_node.call("start", Deadline(self.timeout), timeout=self.timeout)
+        self.guard_node.start("start", timeout=self.timeout)
+        # Clients that commit synchronously have begun to wait. What fails here fails again in the step that is about that standby.
+        for name, session in self.sessions_of_awaited.items():
+            with contextlib.suppress(OperationError):
+                self.finish.point(self.awaited[name], session)
+        self.guard_node.finish(Deadline(self.timeout))
         run.mark("start_old_primary")
         self.finish.wait_until_streaming(self.old_node)
         run.mark("stream")
