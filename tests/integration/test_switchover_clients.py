@@ -230,7 +230,7 @@ def test_sessions_that_come_back_wait_until_there_is_a_primary(session_sites):
     site = session_sites.sound()
     candidate = candidate_of(site)
     with Clients(site, site.poolers * 3) as clients:
-        process = run_driver(site, candidate.name, "stop", "promote before", session_pools="terminate", timeout=60)
+        process = run_driver(site, candidate.name, "stop", "step.promote.before", session_pools="terminate", timeout=60)
         wait_until(lambda: stopped(process), 30)
         assert {("pooler1", "app"), ("pooler2", "app")} <= set(site.paused())
         wait_until(lambda: all(clients.errors), 20)
