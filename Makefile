@@ -100,7 +100,7 @@ integration: $(VENV)/.tests test-packages build
 end-to-end: build
 	@$(SUDO) $(BIN)/python tools/demo_test.py
 
-bench: $(VENV)/.tests test-packages ## switchover and failover beside Patroni, HandyRep and the same by hand, clone and registration beside tools (PEERS=no: without Patroni)
+bench: $(VENV)/.tests test-packages ## switchover beside Patroni, HandyRep and the same by hand, clone and registration beside tools (PEERS=no: without Patroni)
 	peers=
 	if [ "$(PEERS)" != no ]; then
 	  $(SUDO) tools/install_bench_packages.sh && peers=--peers || echo "the packages of Patroni cannot be installed: without it" >&2
