@@ -71,7 +71,7 @@ PLUGINS: dict[str, Replacement] = {
 }
 
 _USED = Replacement("read by the inventory plugin pgfleet.ops.handyrep")
-_NO_DAEMON = Replacement("the schedule of whatever runs pgfleet.ops.show_cluster with fail_on: no daemon runs here")
+_NO_DAEMON = Replacement("the schedule of whatever runs pgfleet.ops.check_failover: no daemon runs here")
 _NO_STATE = Replacement("nothing: no state is kept; drop the table, it holds the passwords of handyrep.conf in clear")
 _NO_COPY = Replacement("nothing: no password is taken over; put it into Ansible Vault as postgresql_node_superuser_password")
 _OWN_API = Replacement("nothing: there is no HTTP API; delete it")
@@ -110,7 +110,7 @@ SETTINGS: dict[str, dict[str, Replacement]] = {
         "bigip_password": Replacement("nothing: nothing here talks to a BIG-IP"),
     },
     "failover": {
-        "auto_failover": Replacement("pgfleet.ops.promote_node, by a person: pgfleet.ops.check_failover, for a schedule, is planned", True),
+        "auto_failover": Replacement("pgfleet.ops.check_failover on a schedule, or pgfleet.ops.fail_over by a person", True),
         "poll_method": Replacement("pgfleet.ops.pg_ping"),
         "poll_interval": _NO_DAEMON,
         "verify_frequency": _NO_DAEMON,

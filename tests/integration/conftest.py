@@ -2,8 +2,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
+import signal
+
 import pytest
 from lab import GENERATIONS, Lab
+
+# A program in the background of a script ignores this, and so do all that it starts: PgBouncer could not be stopped then.
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="module")

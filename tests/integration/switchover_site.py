@@ -165,8 +165,13 @@ class Load:
         wait_until(self.ready_file.exists, 30)
         return self
 
-    def __exit__(self, *exc):
+    def __exit__(self, kind, *exc):
         self.stop_file.touch()
+        if kind:
+            # Clients of a broken site may hang, and the failure is to be seen.
+            self.process.kill()
+            self.process.wait()
+            return
         self.process.wait(90)
         self.report = json.loads(self.report_file.read_text())
 

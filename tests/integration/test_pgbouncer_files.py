@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from ini_texts import BLANK, NAMES, VALUES
 from lab import GENERATIONS, wait_until
 
-MANY = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+# The same examples in every run: what is found anew belongs to whoever looks for it, not into somebody's change.
+MANY = settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 SOME = settings(MANY, max_examples=40)
 KEYS = ("host", "dbname", "connect_query", "application_name", "password")
 
@@ -126,7 +127,8 @@ def test_the_editor_refuses_just_what_pgbouncer_refuses(pooler, text, data):
     else:
         refused = False
         known = {key for params in ini.databases().values() for key in params}
-        # Of these PgBouncer knows more than how a file is written.
+        # Of these PgBouncer knows more than how a file is written, also of an entry that a later one of its name replaces.
+        known |= {pair.key for token in ini._entries() for pair in ini._pairs(token)}
         assume(known <= set(KEYS_SINCE) and ini.sections <= {"databases", "users", "pgbouncer"} and not ini.includes() and "pgbouncer" not in ini.databases())
         modes = {params.get("pool_mode", "session") for params in ini.databases().values()}
         sizes = [params.get("pool_size", "1") for params in ini.databases().values()]

@@ -87,7 +87,8 @@ def test_two_switchovers_at_once(site):
     assert not two
     assert [result["failed"] for result in results].count(False) == 1, results
     (lost,) = [result for result in results if result["failed"]]
-    assert lost["error"] in ("Refused", "RolledBack"), lost
+    # The other one may stop the server while it is being looked at.
+    assert lost["error"] in ("Refused", "RolledBack", "NotReachable"), lost
     winner = standbys[[result["failed"] for result in results].index(False)]
     assert [node.name for node in site.primaries] == [winner]
     assert (site.node(primary).data / "standby.signal").exists()

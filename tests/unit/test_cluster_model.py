@@ -517,7 +517,7 @@ def test_a_candidate_that_does_not_answer_is_named_once():
         ([primary(), standby("db2"), standby("db3", receiver=None)], "db1"),
         ([primary(), standby("db2"), standby("db4"), standby("db3")], "db3"),
         ([primary(), standby("db2"), standby("db3"), standby("db4", options={"priority": 1})], "db4"),
-        ([standby("db1", receiver=None), standby("db2")], None),
+        ([standby("db1", receiver=None), standby("db2")], "db1"),
     ],
 )
 def test_where_read_only_entries_go(nodes, expected):

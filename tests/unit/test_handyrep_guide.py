@@ -16,8 +16,6 @@ from test_contract import PLUGINS as PLUGIN_FILES
 
 GUIDE = (ROOT / "docs" / "handyrep.md").read_text()
 NAMES = yaml.safe_load((pathlib.Path(__file__).parent / "data" / "handyrep_names.yml").read_text())
-# Not there yet, and said to be planned wherever they are named.
-PLANNED = {"fail_over", "check_failover", "pg_failover"}
 PLAYBOOK_NAMES = {name[:-4] for name in PLAYBOOKS}
 INVENTORY_OPTIONS = {"cluster", "accepted", "strict", "host_prefix", "servers_save", "override_server_file", "handyrep_conf"}
 # What belongs to Ansible, PostgreSQL, HandyRep itself or the shell.
@@ -119,30 +117,21 @@ def answers():
                 yield heading, token, row
 
 
-@pytest.mark.parametrize("token", sorted({token for _heading, token, _row in answers()} - PLANNED))
+@pytest.mark.parametrize("token", sorted({token for _heading, token, _row in answers()}))
 def test_whatever_the_guide_names_exists(token):
     assert exists(token)
 
 
 @pytest.mark.parametrize("token", ["pg_clon", "pg_clone.recloned", "pg_cluster_info.nodes.prioritys", "switch_over -e kandidate=db2", "postgresql_nod_port",
-                                   "docs/missing.md", "fail_over", "switch_ove -e candidate=x"])  # fmt: skip
+                                   "docs/missing.md", "fail_ower", "switch_ove -e candidate=x"])  # fmt: skip
 def test_what_does_not_exist_is_noticed(token):
     assert not exists(token)
-
-
-def test_what_is_planned_is_said_to_be_planned():
-    for _heading, token, row in answers():
-        if token in PLANNED:
-            assert row[1].startswith("planned: "), row
-    for text in [found.instead for section in SETTINGS.values() for found in section.values()] + [found.instead for found in PLUGINS.values()]:
-        assert not set(re.findall(r"\bpgfleet\.ops\.(\w+)", text)) & PLANNED or "planned" in text
-    assert not PLANNED & {*MODULES, *PLAYBOOK_NAMES}, "it is there: say so in the guide"
 
 
 def test_what_the_names_point_at_exists():
     known = {*MODULES, *PLAYBOOK_NAMES, *ROLES, "handyrep"}
     texts = [found.instead for found in PLUGINS.values()] + [found.instead for section in SETTINGS.values() for found in section.values()]
-    missing = {name for text in texts for name in re.findall(r"\bpgfleet\.ops\.(\w+)", text)} - known - PLANNED
+    missing = {name for text in texts for name in re.findall(r"\bpgfleet\.ops\.(\w+)", text)} - known
     assert sorted(missing) == []
     for name in {name for text in texts for name in re.findall(r"\bdocs/\w+\.md", text)}:
         assert (ROOT / name).is_file(), name

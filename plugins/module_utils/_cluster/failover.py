@@ -121,21 +121,21 @@ def confirmed_by_a_standby(cluster: Cluster, candidate: Node, lost: Node | None)
 
 
 def judge_loss(cluster: Cluster, candidate: Node, members: t.Sequence[Member], lost: Node | None, beyond: int | None) -> Loss:
-    """``beyond``: bytes of valid WAL behind the candidate's last position in the lost primary's own files, None where they cannot be read."""
+    """``beyond``: bytes of valid WAL in the lost primary's own files that no standby has, None where they cannot be read."""
+    # What another standby has the candidate gets.
     ahead = furthest(cluster, candidate)
-    missing = (ahead.received or 0) - (candidate.received or 0)
+    held = ahead.received or 0
     found = next((member for member in members if lost and member.name == lost.name), None)
     if beyond is not None and lost is not None:
-        text = "%s has %d bytes of WAL in its directory that %s has not received" % (lost.name, beyond, candidate.name)
-        return Loss(max(missing, beyond), True, text)
+        text = "%s has %d bytes of WAL in its directory that %s has not received" % (lost.name, beyond, ahead.name)
+        return Loss(beyond, True, text)
     if found is not None and found.host is not None and not found.host["crashed"]:
-        there = max(0, (found.position or 0) - (candidate.received or 0))
-        return Loss(max(missing, there), True, "%s was shut down at %s" % (found.name, int_to_lsn(found.position or 0)))
+        return Loss(max(0, (found.position or 0) - held), True, "%s was shut down at %s" % (found.name, int_to_lsn(found.position or 0)))
     if confirmed_by_a_standby(cluster, candidate, lost):
-        return Loss(missing, True, "every commit has waited for a standby that answers")
-    known = max(0, (found.position or 0) - (candidate.received or 0)) if found is not None and found.host is not None else 0
+        return Loss(0, True, "every commit has waited for a standby that answers")
+    known = max(0, (found.position or 0) - held) if found is not None and found.host is not None else 0
     return Loss(
-        max(missing, known),
+        known,
         False,
         "what %s has written and sent to nobody is not known: its WAL cannot be read, and no synchronous standby has confirmed it"
         % (lost.name if lost else "the primary"),

@@ -257,7 +257,8 @@ def follower_problems(cluster: Cluster, candidate: Node, around: Surroundings) -
 
 def read_only_target(cluster: Cluster, candidate: Node) -> Node | None:
     """Where read-only entries that led to the candidate go: another standby if there is one, else the old primary."""
-    others = [node for node in cluster.standbys if node is not candidate and node.streaming]
+    # Without a primary none streams, and each is about to follow the new one.
+    others = [node for node in cluster.standbys if node is not candidate and (node.streaming or not cluster.primaries)]
     return min(others, key=lambda node: (node.priority, node.name)) if others else cluster.primary
 
 

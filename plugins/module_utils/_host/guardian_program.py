@@ -346,7 +346,8 @@ class Node(Part):
             raise Failure("it is not held by this operation")
         if not os.path.exists(self.signal_file):
             self._write_signal()
-        self.stopping, self.stopped_pid = True, self.postmaster()
+        self.stopped_pid = self.postmaster()
+        self.stopping = self.stopped_pid is not None
         for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
             working = {self.postmaster(), *self.orphans()} - {None}
             # To the postmaster while there is one: it ends the others. The last signal is for all.
@@ -382,8 +383,15 @@ class Node(Part):
         for line in reversed(done.stdout.splitlines()):
             found = re.search(rb"len \(rec/tot\): +[0-9]+/ *([0-9]+),.* lsn: ([0-9A-F]+)/([0-9A-F]+),", line)
             if found:
-                return (int(found.group(2), 16) << 32) + int(found.group(3), 16) + int(found.group(1))
-        # The end of the WAL is an error for it, and so is a start at that end. A file that is missing tells nothing.
+                end = (int(found.group(2), 16) << 32) + int(found.group(3), 16) + int(found.group(1))
+                # Records begin at multiples of 8 bytes.
+                return (end + 7) // 8 * 8
+        # The end of the WAL is an error for it, and so is a start at that end.
+        missing = re.search(rb'could not find file "([0-9A-F]{24})"', done.stderr)
+        if missing:
+            # A segment that was not begun yet; where there are later ones, it is gone, and that tells nothing.
+            kept = [name for name in os.listdir(os.path.join(self.data, "pg_wal")) if re.fullmatch("[0-9A-F]{24}", name)]
+            return None if any(name[:8] == missing.group(1).decode()[:8] and name >= missing.group(1).decode() for name in kept) else start
         return start if b"invalid" in done.stderr or b"could not find a valid record" in done.stderr else None
 
     def _sync_directory(self):
@@ -517,6 +525,7 @@ class Pooler(Part):
         self.console_keywords = {}
         self.reconnect = None
         self.databases = []
+        self.disabled = []
         self.unsettled = False
         self._claimed = None
 
@@ -671,6 +680,14 @@ class Pooler(Part):
             row = running.get(name)
             if row is None or (row["host"] or b"").decode() != host or int(row["port"] or 0) != port:
                 raise Failure("it was reloaded and %s still leads elsewhere than %s says" % (name, self.file))
+        while self.disabled:
+            self.command('ENABLE "%s"' % self.disabled.pop().replace('"', '""'))
+
+    def let_nobody_in(self, names):
+        """New clients are refused until this pooler is led to a primary."""
+        for name in names:
+            self.command('DISABLE "%s"' % name.replace('"', '""'))
+            self.disabled.append(name)
 
     def lead_to_the_primary(self):
         """Lead the pooler to the one node that accepts writes, if there is one, and resume it. Returns the names of all that do."""
@@ -833,7 +850,7 @@ class Guardian:
             return None
         if name == "recover":
             return self.recovered or self.recover("asked to")
-        if self.recovered and name != "look":
+        if self.recovered and name not in ("look", "let_nobody_in"):
             raise Failure("it has been put back already (%s)" % self.recovered)
         if name == "arm":
             self.armed_until = time.monotonic() + request["limit"]

@@ -155,8 +155,9 @@ class Run:
     def uses_slots(self, cluster: Cluster) -> bool:
         return any(self.entry(node)["slot"] or (node.state or {}).get("primary_slot_name") for node in cluster.nodes)
 
-    def observe(self) -> Cluster:
-        return observe_cluster(self.params, timeout=10, read_only=True)
+    def observe(self, timeout: float = 10) -> Cluster:
+        """Ask every node; together they take at most ``timeout`` seconds."""
+        return observe_cluster(self.params, timeout=timeout, read_only=True)
 
     def describe(self, cluster: Cluster) -> dict[str, t.Any]:
         return describe(cluster, self.params["lag_limit_bytes"], "priority", ())

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import select
 import time
@@ -57,7 +58,7 @@ POOLERS = ArgumentSpec(
 """In step with the doc fragment ``poolers``."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Pooler:
     """One pooler with all that an operation needs of it."""
 
@@ -192,8 +193,12 @@ class Redirection:
     From ``arm`` on the guardian of each pooler leads it to whichever node accepts writes when the process that holds this is gone, or late.
     """
 
-    def __init__(self, run: Run, poolers: t.Iterable[Pooler], old: Node | None, new: Node) -> None:
+    def __init__(self, run: Run, poolers: t.Iterable[Pooler], old: Node | None, new: Node, tolerant: bool = False) -> None:
         self._run = run
+        self._tolerant = tolerant
+        self.left: dict[str, str] = {}
+        """Poolers that did not do as they were told, and why; without ``tolerant`` the first one is an error."""
+        self._left_poolers: list[Pooler] = []
         self._old = old
         self._new = new
         self.poolers = [pooler for pooler in poolers if pooler.changes and not pooler.view.problem]
@@ -207,10 +212,23 @@ class Redirection:
 
     def prepare(self, deadline: Deadline, old_is_lost: bool = False) -> None:
         """Tell the guardians all that they need to go either way. ``old_is_lost``: it need not answer now."""
-        for pooler in self.poolers:
-            self._prepare(pooler, [self._old] if old_is_lost else [])
-        for guardian in self.guardians:
-            guardian.finish(deadline)
+        self._each(lambda pooler: self._prepare(pooler, [self._old] if old_is_lost else []), lambda pooler: t.cast(Guardian, pooler.guardian).finish(deadline))
+
+    def _each(self, *parts: t.Callable[[Pooler], t.Any]) -> None:
+        """Each part for all poolers before the next one."""
+        for part in parts:
+            for pooler in list(self.poolers):
+                try:
+                    part(pooler)
+                except OperationError as error:
+                    self._give_up(pooler, error)
+
+    def _give_up(self, pooler: Pooler, error: OperationError) -> None:
+        if not self._tolerant:
+            raise error
+        self.left[pooler.name] = error.message
+        self._left_poolers.append(pooler)
+        self.poolers.remove(pooler)
 
     def _prepare(self, pooler: Pooler, may_be_down: t.Sequence[Node | None]) -> None:
         directions = []
@@ -240,7 +258,7 @@ class Redirection:
 
     def recover_with_another(self, lost: Guardian, deadline: Deadline) -> str:
         """A guardian is gone, or out of reach: another one puts its pooler back. Returns what it did; errors are those of Guardian."""
-        pooler = next(pooler for pooler in self.poolers if pooler.guardian is lost)
+        pooler = next(pooler for pooler in [*self.poolers, *self._left_poolers] if pooler.guardian is lost)
         pooler.guardian = start_guardian(self._run, pooler)
         self._prepare(pooler, [self._old, self._new])
         pooler.guardian.finish(deadline)
@@ -249,24 +267,23 @@ class Redirection:
     def arm(self, limit: float, deadline: Deadline) -> None:
         """From here on the guardians act when we do not, after ``limit`` seconds at the latest."""
         self.armed = True
-        for guardian in self.guardians:
-            guardian.start("arm", limit=limit)
-        for guardian in self.guardians:
-            guardian.finish(deadline)
+        self._each(
+            lambda pooler: t.cast(Guardian, pooler.guardian).start("arm", limit=limit), lambda pooler: t.cast(Guardian, pooler.guardian).finish(deadline)
+        )
 
     def disarm(self) -> None:
-        for guardian in self.guardians:
-            guardian.call("disarm", Deadline(5))
+        self._each(lambda pooler: t.cast(Guardian, pooler.guardian).call("disarm", Deadline(5)))
         self.armed = False
 
     def quicken_logins(self, bound: Deadline) -> None:
         """A PAUSE that meets a server connection in login makes PgBouncer take the pool for failed: let that last no longer than a moment, and avoid it."""
-        for pooler in self.poolers:
+
+        def quicken(pooler: Pooler) -> None:
             if float(pooler.login_retry) > float(LOGIN_RETRY_SECONDS):
                 t.cast(Console, pooler.console).set("server_login_retry", LOGIN_RETRY_SECONDS, bound)
                 self._retry_changed.append(pooler)
-        for pooler in self.poolers:
-            self._wait_for_logins(t.cast(Console, pooler.console), bound)
+
+        self._each(quicken, lambda pooler: self._wait_for_logins(t.cast(Console, pooler.console), bound))
 
     @staticmethod
     def _wait_for_logins(console: Console, bound: Deadline) -> None:
@@ -278,9 +295,23 @@ class Redirection:
         """PAUSE everything that changes, on all poolers at once. Returns the names of those whose transactions have not ended; an error if ``complete``."""
         self._began = time.monotonic()
         waiting = {pooler.name: [name for name in pooler.paused if name not in pooler.ends] for pooler in self.poolers}
-        busy = {pooler.name: pooler for pooler in self.poolers if waiting[pooler.name]}
-        for pooler in busy.values():
-            t.cast(Console, pooler.console).start_pause(waiting[pooler.name].pop(0))
+        busy: dict[str, Pooler] = {}
+
+        def start(pooler: Pooler) -> None:
+            if waiting[pooler.name]:
+                t.cast(Console, pooler.console).start_pause(waiting[pooler.name].pop(0))
+                busy[pooler.name] = pooler
+
+        def go_on(pooler: Pooler) -> None:
+            console = t.cast(Console, pooler.console)
+            if console.pause_finished():
+                console.finish_pause(bound)
+                if waiting[pooler.name]:
+                    console.start_pause(waiting[pooler.name].pop(0))
+                else:
+                    del busy[pooler.name]
+
+        self._each(start)
         while busy:
             sockets = {t.cast(Console, pooler.console).session.fileno: pooler for pooler in busy.values()}
             ready, _w, _x = select.select(list(sockets), [], [], bound.left)
@@ -293,18 +324,20 @@ class Redirection:
                 break
             for descriptor in ready:
                 pooler = sockets[descriptor]
-                console = t.cast(Console, pooler.console)
-                if console.pause_finished():
-                    console.finish_pause(bound)
-                    if waiting[pooler.name]:
-                        console.start_pause(waiting[pooler.name].pop(0))
-                    else:
-                        del busy[pooler.name]
-        for pooler in busy.values():
+                try:
+                    go_on(pooler)
+                except OperationError as error:
+                    busy.pop(pooler.name, None)
+                    self._give_up(pooler, error)
+
+        def leave_it_waiting(pooler: Pooler) -> None:
             # The PAUSE goes on, and its console with it.
-            pooler.console = self._run.keep(Console.open(pooler.target, timeout=5))
-            for name in waiting[pooler.name]:
-                self._run.keep(Console.open(pooler.target, timeout=5)).start_pause(name)
+            if pooler.name in busy:
+                pooler.console = self._run.keep(Console.open(pooler.target, timeout=5))
+                for name in waiting[pooler.name]:
+                    self._run.keep(Console.open(pooler.target, timeout=5)).start_pause(name)
+
+        self._each(leave_it_waiting)
         return sorted(busy)
 
     def end_sessions(self, limit: Deadline) -> dict[str, dict[str, int]]:
@@ -325,17 +358,16 @@ class Redirection:
 
     def switch(self, limit: Deadline) -> None:
         """Files and run time to the new primary, while everything is held back. Raises NotConfirmed where a pooler does not do what its file says."""
-        # All files at once, then all poolers: in the window of a switchover this goes on beside the shutdown.
-        for pooler in self.poolers:
-            t.cast(Guardian, pooler.guardian).start("switch", text=pooler.new_text)
-        for pooler in self.poolers:
+
+        def reload(pooler: Pooler) -> None:
             t.cast(Guardian, pooler.guardian).finish(limit)
             console = t.cast(Console, pooler.console)
             console.reload(limit)
             if pooler in self._retry_changed:
                 console.set("server_login_retry", LOGIN_RETRY_SECONDS, limit)
-        # RELOAD answers success whatever it makes of the file.
-        for pooler in self.poolers:
+
+        def check(pooler: Pooler) -> None:
+            # RELOAD answers success whatever it makes of the file.
             running = t.cast(Console, pooler.console).databases(limit)
             wrong = [change.name for change in pooler.changes if change.name != "*" and not same_target(change.after, running.get(change.name))]
             if wrong:
@@ -343,14 +375,52 @@ class Redirection:
                     "pooler %s still leads elsewhere for %s, although its file was changed and it was reloaded" % (pooler.name, ", ".join(wrong))
                 )
 
+        self._each(lambda pooler: t.cast(Guardian, pooler.guardian).start("switch", text=pooler.new_text), reload, check)
+
     def let_go(self, limit: Deadline) -> float:
         """RESUME what does not lead to the old primary. Returns the milliseconds since the first PAUSE."""
-        for pooler in self.poolers:
+
+        def resume(pooler: Pooler) -> None:
             deferred = self._deferred(pooler)
             for name in pooler.paused:
                 if name not in deferred:
                     t.cast(Console, pooler.console).resume(name, limit, missing_ok=True)
+
+        self._each(resume)
         return self.paused_ms
+
+    def recover(self, patience: Deadline) -> dict[str, str]:
+        """Let every guardian lead its pooler to whichever node accepts writes, as it would without us. What each of them did."""
+        everyone = [*self.poolers, *self._left_poolers]
+        outcomes: dict[str, str] = {}
+        for pooler in everyone:
+            with contextlib.suppress(OperationError):
+                drain(t.cast(Guardian, pooler.guardian), Deadline(2))
+                t.cast(Guardian, pooler.guardian).start("recover")
+        for pooler in everyone:
+            try:
+                outcomes[pooler.name] = str(t.cast(Guardian, pooler.guardian).finish(patience))
+            except OperationError as error:
+                outcomes[pooler.name] = "recovery failed: %s" % error
+                # A pooler whose guardian has died would stay paused.
+                with contextlib.suppress(OperationError):
+                    outcomes[pooler.name] = self.recover_with_another(t.cast(Guardian, pooler.guardian), patience)
+        return outcomes
+
+    def lead_what_is_left(self, patience: Deadline) -> None:
+        """Once the new primary accepts writes: the guardians of those that did not do as they were told. What they cannot lead lets nobody in."""
+        self.poolers, led = [], self.poolers
+        outcomes = self.recover(patience)
+        self.poolers = led
+        for pooler in list(self._left_poolers):
+            outcome = outcomes[pooler.name]
+            if outcome.endswith("it leads to %s" % self._new.name):
+                del self.left[pooler.name]
+                self._left_poolers.remove(pooler)
+                continue
+            self.left[pooler.name] = "%s; %s" % (self.left[pooler.name].rstrip("."), outcome)
+            with contextlib.suppress(OperationError):
+                t.cast(Guardian, pooler.guardian).call("let_nobody_in", Deadline(5), names=[change.name for change in pooler.changes if change.name != "*"])
 
     @property
     def paused_ms(self) -> float:
@@ -358,9 +428,7 @@ class Redirection:
 
     def let_go_of_the_rest(self, limit: Deadline) -> None:
         """RESUME what leads to the old primary, which is a standby by now."""
-        for pooler in self.poolers:
-            for name in self._deferred(pooler):
-                t.cast(Console, pooler.console).resume(name, limit, missing_ok=True)
+        self._each(lambda pooler: [t.cast(Console, pooler.console).resume(name, limit, missing_ok=True) for name in self._deferred(pooler)])
 
     def _deferred(self, pooler: Pooler) -> list[str]:
         """Read-only entries that now lead to the old primary: they wait until it is a standby that answers."""
@@ -388,6 +456,17 @@ def add_resume_steps(plan: Plan, redirection: Redirection, resume: t.Callable[[]
     """One step for each pooler in the plan, which shows its part of the diff; all are done together with the first."""
     for number, pooler in enumerate(redirection.poolers):
         plan.add("resume %s towards %s" % (pooler.name, redirection._new.name), _nothing if number else resume, **pooler.diff())
+
+
+def drain(guardian: Guardian, deadline: Deadline) -> None:
+    """A request may be under way whose answer nobody has read. Raises WaitTimeout where no answer comes."""
+    while guardian.waiting:
+        try:
+            guardian.finish(deadline)
+        except WaitTimeout:
+            raise
+        except OperationError:
+            continue
 
 
 def same_target(entry: t.Mapping[str, str], running: t.Mapping[str, t.Any] | None) -> bool:

@@ -14,11 +14,9 @@ from .._cluster.model import Node
 from .._errors import InvalidInput, NotConfirmed, OperationError, Refused
 from .._module import LOGIN, ArgumentSpec, Context, Operation
 from .._plan import Plan
-from .._sql.connection import connect
-from .._wait import Deadline
 from .cluster_info import CLUSTER_INFO
 from .members import MEMBER_OPTIONS, Run, check_members
-from .promotion import ANSWER_SECONDS, Looked, Promotion, describe_proof
+from .promotion import Looked, Promotion, describe_proof, prove_writable
 
 PROMOTE = LOGIN.merge(
     ArgumentSpec(
@@ -128,20 +126,7 @@ class PromoteOperation(Operation):
             )
         if before is None or (candidate.timeline or 0) <= (before.timeline or 0):
             raise NotConfirmed("%s is a primary and on timeline %s, as before" % (name, candidate.timeline), expected="a newer timeline")
-        self._write(candidate)
-
-    def _write(self, candidate: Node) -> None:
-        """One commit, which no standby need confirm and which leaves nothing but its WAL record."""
-        session = connect(self._run.target(candidate), timeout=ANSWER_SECONDS)
-        try:
-            session.execute("SET synchronous_commit = local")
-            if session.ask_value("SELECT current_setting('transaction_read_only')", Deadline(ANSWER_SECONDS)) != "off":
-                raise OperationError("default_transaction_read_only is on")
-            session.ask("SELECT pg_logical_emit_message(true, 'pgfleet.ops', 'promoted')", Deadline(ANSWER_SECONDS))
-        except OperationError as error:
-            raise NotConfirmed("%s is the primary and does not accept writes: %s" % (candidate.name, error.message)) from error
-        finally:
-            session.close()
+        prove_writable(self._run, candidate)
 
     def report(self, seen: Looked) -> dict[str, t.Any]:
         cluster, before = seen.cluster, self._before or seen

@@ -59,12 +59,14 @@ class Promotion:
     """The promotion of one candidate. ``fenced`` names the members that the user vouches for; ``what`` is the operation, for messages."""
 
     def __init__(
-        self, run: Run, candidate: str, fenced: t.Collection[str] = (), max_data_loss_bytes: int = 0, what: str = "promotion", may_stop: bool = False
-    ) -> None:
+        self, run: Run, candidate: str, fenced: t.Collection[str] = (), max_data_loss_bytes: int = 0, what: str = "promotion", may_stop: bool = False,
+        answer_seconds: float = ANSWER_SECONDS,
+    ) -> None:  # fmt: skip
         self._run = run
         self._candidate = candidate
         self._fenced = fenced
         self._may_stop = may_stop
+        self._answer_seconds = answer_seconds
         self.max_data_loss_bytes = max_data_loss_bytes
         self._what = what
         self._held: set[str] = set()
@@ -75,9 +77,9 @@ class Promotion:
 
     def look(self) -> Looked:
         """Ask every server and every host. Changes nothing."""
-        cluster = self._run.observe()
+        cluster = self._run.observe(min(10, self._answer_seconds))
         members = []
-        deadline = Deadline(4 * ANSWER_SECONDS)
+        deadline = Deadline(4 * self._answer_seconds)
         for node, answer in zip(cluster.nodes, ask_all(cluster.nodes, self._ask, deadline)):
             if isinstance(answer, Refused):
                 raise answer
@@ -103,7 +105,7 @@ class Promotion:
         return Member(node, server, host)
 
     def _ask_server(self, node: Node) -> dict[str, t.Any]:
-        deadline = Deadline(ANSWER_SECONDS)
+        deadline = Deadline(self._answer_seconds)
         session = connect(self._run.target(node), timeout=deadline.left, read_only=True)
         try:
             if session.ask_value("SELECT rolsuper FROM pg_roles WHERE rolname = current_user", deadline) != "t":
@@ -137,7 +139,7 @@ class Promotion:
             # Nothing is started by it.
             guardian = self._run.guardian(node.name, entry["shell"], {"part": "node", "data_directory": directory, "start_command": []})
         hosts = [host for host in (node.host, node.address) if host]
-        return t.cast("dict[str, t.Any]", guardian.call("look_for_proof", Deadline(ANSWER_SECONDS), hosts=hosts))
+        return t.cast("dict[str, t.Any]", guardian.call("look_for_proof", Deadline(self._answer_seconds), hosts=hosts))
 
     def _forget_guardian(self, node: Node) -> None:
         guardian = self._run.guardians.pop(("node", node.name), None)
@@ -147,8 +149,18 @@ class Promotion:
 
     def refuse(self, looked: Looked) -> None:
         """Raises SplitBrainRisk where a primary answers, Refused where proof is missing or the candidate is not the right one."""
+        self.refuse_primaries(looked)
+        if looked.judgement.refusals:
+            raise Refused(
+                "%s was not promoted, nothing was changed: %s" % (self._candidate, "; ".join(looked.judgement.refusals)),
+                findings=looked.judgement.refusals,
+                **self._facts(looked),
+            )
+
+    def refuse_primaries(self, looked: Looked) -> None:
+        """Raises SplitBrainRisk where a primary answers."""
         cluster = looked.cluster
-        facts = {"cluster": self._run.describe(cluster), "proof": describe_proof(looked)}
+        facts = self._facts(looked)
         if len(cluster.primaries) > 1:
             raise SplitBrainRisk(
                 "more than one node is a primary: %s. Nothing was changed" % ", ".join(node.name for node in cluster.primaries),
@@ -163,12 +175,9 @@ class Promotion:
                 action="Move a primary that is well with pgfleet.ops.pg_switchover",
                 **facts,
             )
-        if looked.judgement.refusals:
-            raise Refused(
-                "%s was not promoted, nothing was changed: %s" % (self._candidate, "; ".join(looked.judgement.refusals)),
-                findings=looked.judgement.refusals,
-                **facts,
-            )
+
+    def _facts(self, looked: Looked) -> dict[str, t.Any]:
+        return {"cluster": self._run.describe(looked.cluster), "proof": describe_proof(looked)}
 
     # Doing
 
@@ -186,9 +195,17 @@ class Promotion:
         self._run.guardians["node", name].call("end", Deadline(timeout + ANSWER_SECONDS), timeout=timeout)
 
     def put_back(self, name: str, timeout: float) -> str:
-        """Take back what fence() or end() did: a server that was ended starts again as what it was."""
+        """Take back what end() did: the server starts again as what it was."""
         guardian = self._run.guardians["node", name]
         return str(guardian.call("recover", Deadline(timeout + ANSWER_SECONDS)))
+
+    def is_unpromoted(self) -> bool:
+        """Whether the candidate says that it is a standby and that nobody has told it to be anything else. No answer is no."""
+        node = next((node for node in self._run.observe(self._answer_seconds).standbys if node.name == self._candidate), None)
+        try:
+            return node is not None and not self._ask_server(node)["being_promoted"]
+        except OperationError:
+            return False
 
     def unfence(self, name: str) -> None:
         """Take back what fence() did."""
@@ -242,6 +259,20 @@ class Promotion:
 def describe_proof(looked: Looked) -> dict[str, dict[str, str]]:
     """For the result."""
     return {name: dataclasses.asdict(proof) for name, proof in looked.judgement.proof.items()}
+
+
+def prove_writable(run: Run, node: Node) -> None:
+    """One commit, which no standby need confirm and which leaves nothing but its WAL record. Raises NotConfirmed."""
+    session = connect(run.target(node), timeout=ANSWER_SECONDS)
+    try:
+        session.execute("SET synchronous_commit = local")
+        if session.ask_value("SELECT current_setting('transaction_read_only')", Deadline(ANSWER_SECONDS)) != "off":
+            raise OperationError("default_transaction_read_only is on")
+        session.ask("SELECT pg_logical_emit_message(true, 'pgfleet.ops', 'promoted')", Deadline(ANSWER_SECONDS))
+    except OperationError as error:
+        raise NotConfirmed("%s is the primary and does not accept writes: %s" % (node.name, error.message)) from error
+    finally:
+        session.close()
 
 
 def wait_until_promoted(session: Session, node: Node, deadline: Deadline, interval: float = 0.001) -> None:

@@ -39,7 +39,7 @@ from .._sql.standby import ensure_slot, led_conninfo, point_at, receiver
 from .._sql.values import lsn_to_int
 from .._wait import Deadline, wait_for
 from .members import Run
-from .poolers import Pooler, Redirection
+from .poolers import Pooler, Redirection, drain
 from .promotion import Promotion, wait_until_promoted
 from .switchover_checks import Conditions
 
@@ -94,6 +94,9 @@ class Finish:
         guardian.call("prepare", deadline, console=pooler.target.keywords(), databases=None, directions=directions)
         guardian.call("switch", deadline, text=pooler.new_text)
         console.reload(deadline)
+        # An interrupted failover lets nobody in to where nobody can be served.
+        for name in pooler.view.disabled:
+            console.enable(name, deadline)
 
     def ensure_slot(self, node: Node) -> str:
         name = self._run.slot_of(node)
@@ -230,7 +233,7 @@ class Window:
             guardians = [*self.redirection.guardians, self.guard_candidate, self.guard_node]
             for guardian in guardians:
                 with contextlib.suppress(OperationError):
-                    self._drain(guardian, Deadline(self.limit.left + 2))
+                    drain(guardian, Deadline(self.limit.left + 2))
                     guardian.start("recover")
             for guardian in guardians:
                 try:
@@ -251,17 +254,6 @@ class Window:
             except OperationError as error:
                 outcomes["prepared settings"] = "recovery failed: %s" % error
         return outcomes, now
-
-    @staticmethod
-    def _drain(guardian: Guardian, deadline: Deadline) -> None:
-        """A request may be under way whose answer nobody has read. Raises WaitTimeout where no answer comes."""
-        while guardian.waiting:
-            try:
-                guardian.finish(deadline)
-            except WaitTimeout:
-                raise
-            except OperationError:
-                continue
 
     # -- before the window -----------------------------------------------------------------------------------------
 
