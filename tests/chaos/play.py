@@ -160,7 +160,7 @@ def play(site, case: Case, run: str) -> Played:
             end([driver.pid] if lives(driver.pid) else [])
     names = observers.names
     commits, samples = observers.commits, observers.samples
-    held = {(c, s) for c, s in final.sql("SELECT client, sequence FROM public.chaos WHERE run = %s", [run], dbname="app")}
+    held = set(final.sql("SELECT client, sequence FROM public.chaos WHERE run = %s", [run], dbname="app"))
     allowed = None
     if case.operation == "failover" and final is not old:
         before = max((commit.timeline for commit in commits if commit.node == old.name), default=0)

@@ -182,7 +182,7 @@ def test_synchronous_commits_do_not_wait_for_the_old_primary(archiving_sites):
     endless = "until test -e %s; do sleep 0.1; done" % go
     synchronous = setting(site.nodes, synchronous_standby_names="ANY 1 (db1, db2, db3)")
     archiving = setting([old], archive_command=endless)
-    with synchronous, Clients(site, site.poolers * 3) as clients, archiving, Switching(site, candidate=candidate, timeout=120) as switching:
+    with synchronous, archiving, Clients(site, site.poolers * 3) as clients, Switching(site, candidate=candidate, timeout=120) as switching:
         try:
             pid = old.pid
             wait_until(lambda: not candidate.in_recovery, 30)

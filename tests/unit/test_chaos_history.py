@@ -181,8 +181,8 @@ NODES = [
 POOLERS = [PoolerState("p", {"app": "db2", "app_ro": "db1"}, {"app": "db2", "app_ro": "db1"}, login_retry="1")]
 
 
-def judge(nodes=NODES, poolers=POOLERS):
-    return unsound(nodes, poolers, "db2", {"primary_conninfo"}, {"1"})
+def judge(nodes=None, poolers=None):
+    return unsound(NODES if nodes is None else nodes, POOLERS if poolers is None else poolers, "db2", {"primary_conninfo"}, {"1"})
 
 
 def test_a_sound_site():

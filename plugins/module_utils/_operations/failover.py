@@ -283,9 +283,7 @@ class Failover(Operation):
                 "no standby can take over, nothing was changed: %s" % ("; ".join(seen.refusals) or "none answers"), cluster=self.run.describe(seen.cluster)
             )
         self._refuse(seen)
-        steps = Steps(
-            self.run, self._promotion, seen.looked, seen.candidate, seen.lost, seen.poolers, self._limit, lambda: self._refuse_if_reached(seen)
-        )  # fmt: skip
+        steps = Steps(self.run, self._promotion, seen.looked, seen.candidate, seen.lost, seen.poolers, self._limit, lambda: self._refuse_if_reached(seen))
         self._steps = steps
         plan = Plan()
         candidate = seen.candidate
@@ -293,21 +291,33 @@ class Failover(Operation):
         if steps.redirection.poolers:
             plan.add("pause %s" % ", ".join(pooler.name for pooler in steps.redirection.poolers), steps.pause)
         for name in seen.looked.judgement.to_stop:
-            plan.add("end the server of %s, which reaches nobody, fenced by standby.signal" % name, bind(steps.end, name),
-                subject="standby.signal of %s" % name, before="absent\n", after="present\n",
-            )  # fmt: skip
+            plan.add(
+                "end the server of %s, which reaches nobody, fenced by standby.signal" % name,
+                bind(steps.end, name),
+                subject="standby.signal of %s" % name,
+                before="absent\n",
+                after="present\n",
+            )
         for name in seen.looked.judgement.to_fence:
-            plan.add("fence %s: no server works there, whatever starts it later starts a standby" % name, bind(steps.fence, name),
-                subject="standby.signal of %s" % name, before="absent\n", after="present\n",
-            )  # fmt: skip
+            plan.add(
+                "fence %s: no server works there, whatever starts it later starts a standby" % name,
+                bind(steps.fence, name),
+                subject="standby.signal of %s" % name,
+                before="absent\n",
+                after="present\n",
+            )
         ahead = furthest(seen.cluster, candidate)
         if ahead is not candidate:
             missing = (ahead.received or 0) - (candidate.received or 0)
             plan.add("let %s receive %d bytes from %s, which has more" % (candidate.name, missing, ahead.name), bind(steps.catch_up, ahead))
         roles = {node.name: node.role or "no answer" for node in seen.cluster.nodes}
-        plan.add("promote %s: every other member is a standby or fenced" % candidate.name, steps.promote,
-            subject="roles", before=roles, after={**roles, candidate.name: "primary"},
-        )  # fmt: skip
+        plan.add(
+            "promote %s: every other member is a standby or fenced" % candidate.name,
+            steps.promote,
+            subject="roles",
+            before=roles,
+            after={**roles, candidate.name: "primary"},
+        )
         add_resume_steps(plan, steps.redirection, steps.lead)
         for node in seen.cluster.standbys:
             if node is not candidate and not self.run.entry(node)["upstream"]:
