@@ -121,18 +121,19 @@ def test_the_editor_refuses_just_what_pgbouncer_refuses(pooler, text, data):
     try:
         ini = Ini.parse(text)
     except InvalidInput as error:
-        # PgBouncer looks into that one only when a client comes.
-        assume('database "*"' not in error.message)
+        # PgBouncer looks into that one only when a client comes, of a port it reads the digits that it begins with, and it takes an entry without a name.
+        assume('database "*"' not in error.message and "the port is not a number" not in error.message)
+        assume(not re.search(r"^\s*=", text, re.MULTILINE))
         refused = True
     else:
         refused = False
-        known = {key for params in ini.databases().values() for key in params}
-        # Of these PgBouncer knows more than how a file is written, also of an entry that a later one of its name replaces.
-        known |= {pair.key for token in ini._entries() for pair in ini._pairs(token)}
-        assume(known <= set(KEYS_SINCE) and ini.sections <= {"databases", "users", "pgbouncer"} and not ini.includes() and "pgbouncer" not in ini.databases())
-        modes = {params.get("pool_mode", "session") for params in ini.databases().values()}
-        sizes = [params.get("pool_size", "1") for params in ini.databases().values()]
-        assume(modes <= {"session", "transaction", "statement"} and all(size.isascii() and size.isdigit() for size in sizes))
+        # Of names and values PgBouncer knows more than how a file is written, also of an entry that a later one of its name replaces.
+        pairs = [(key, value) for params in ini.databases().values() for key, value in params.items()]
+        pairs += [(pair.key, pair.value) for token in ini._entries() for pair in ini._pairs(token)]
+        assume({key for key, _value in pairs} <= set(KEYS_SINCE) and ini.sections <= {"databases", "users", "pgbouncer"})
+        assume(not ini.includes() and "pgbouncer" not in ini.databases() and all(len(token.name.encode()) < 64 for token in ini._entries()))
+        assume({value for key, value in pairs if key == "pool_mode"} <= {"session", "transaction", "statement"})
+        assume(all(value.isascii() and value.isdigit() for key, value in pairs if key == "pool_size"))
         assume(not any("[users]" in part and "=" in re.split(r"\[(?:databases|pgbouncer)\]", part)[0] for part in text.split("[users]")[1:]))
     path = pooler.base / "tried.ini"
     path.write_bytes(text.encode())

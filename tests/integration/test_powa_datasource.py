@@ -579,6 +579,25 @@ def test_a_snapshot_that_is_under_way_is_waited_for(site):
     site.must("powa_datasource", site.store({"name": "waits"}, state="absent", purge=True))
 
 
+def test_a_collector_that_has_copied_its_rows_takes_its_snapshot(site):
+    """A change takes its locks in the order of the collector: neither is told of a deadlock."""
+    declared = {**DECLARED, "name": "ordered"}
+    site.must("powa_datasource", site.remote(declared))
+    site.must("powa_datasource", site.store(declared, servers=["one"]))
+    results = []
+    with site.repository.connect("powa") as collecting:
+        collecting.execute("BEGIN")
+        collecting.execute("LOCK TABLE powa_ordered_src_tmp IN ROW EXCLUSIVE MODE")
+        dropping = threading.Thread(target=lambda: results.append(call_module("powa_datasource", site.store({"name": "ordered"}, state="absent", purge=True))))
+        dropping.start()
+        wait_until(lambda: site.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"), 60)
+        collecting.execute("SELECT powa_take_snapshot(%s)", [site.srvid("one")])
+        collecting.execute("COMMIT")
+        dropping.join()
+    assert results[0]["changed"] and not results[0]["failed"], results
+    assert site.rows("SELECT relname FROM pg_class WHERE relname LIKE 'powa_ordered%'") == []
+
+
 def test_the_source_on_a_primary_and_its_standby(own_lab, generation):
     """PoWA in a schema of its own where that can be; an extension, rights of the definer, plpgsql."""
     settings = {"shared_preload_libraries": PRELOAD}

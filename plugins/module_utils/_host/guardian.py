@@ -42,6 +42,9 @@ exec(compile(source, "guardian", "exec"), space)
 space["serve"](**head["options"])
 """
 
+# Read once, and not by the threads that start guardians at the same time: inspect's cache of lines is not made for those.
+_SOURCE = inspect.getsource(guardian_program).encode()
+
 
 class GuardianFailed(CommandFailed):
     """A guardian could not do what it was asked to; ``str()`` says what it answered."""
@@ -57,7 +60,6 @@ class Guardian:
 
     def __init__(self, name: str, shell: t.Sequence[str], options: t.Mapping[str, t.Any], patience: float) -> None:
         self.name = name
-        source = inspect.getsource(guardian_program).encode()
         program = [sys.executable or "python3", "-u", "-c", _BOOTSTRAP]
         if shell:
             # ssh hands one string to the shell of the other side.
@@ -74,7 +76,7 @@ class Guardian:
         self._request = ""
         self.waiting = 0
         """Requests whose answer has not been read."""
-        self._send(json.dumps({"size": len(source), "options": {"patience": patience, **options}}).encode() + b"\n" + source)
+        self._send(json.dumps({"size": len(_SOURCE), "options": {"patience": patience, **options}}).encode() + b"\n" + _SOURCE)
 
     def start(self, request: str, **arguments: t.Any) -> None:
         """Send a request and do not wait for its answer."""

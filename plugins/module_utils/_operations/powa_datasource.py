@@ -544,7 +544,8 @@ class RepositorySide(_Side):
         if (now.tables, now.functions, now.registration) != (planned.tables, planned.functions, planned.registration):
             raise Refused('the datasource "%s" was changed by somebody else meanwhile' % self.name, action="Nothing was done. Run this again")
         if rebuilds:
-            # The collector has these rows while it takes a snapshot, and then wants the tables: never the other way round.
+            # In the order of the collector: it copies into the transient table, has these rows while the snapshot is taken, and then wants the history.
+            catalog.lock_tables(self.session, self.repository.schema, [name for name in (self.names.transient,) if name in now.tables])
             metas = sql.Identifier(self.repository.schema, "powa_snapshot_metas")
             self.session.execute(sql.SQL("SELECT FROM {} WHERE srvid = ANY (%s) ORDER BY srvid FOR UPDATE").format(metas), [list(planned.registration.enabled)])
 
