@@ -18,7 +18,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 SOURCES := $(shell git ls-files -co --exclude-standard 2>/dev/null || find . -type f -not -path './.*')
 export ANSIBLE_COLLECTIONS_PATH := $(COLLECTIONS)
 
-.PHONY: help demo demo-down test test-packages lint sanity unit integration end-to-end bench chaos matrix build clean
+.PHONY: help demo demo-down test test-packages lint sanity unit integration end-to-end bench endurance chaos matrix build clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / - /'
@@ -100,14 +100,20 @@ integration: $(VENV)/.tests test-packages build
 end-to-end: build
 	@$(SUDO) $(BIN)/python tools/demo_test.py
 
-bench: $(VENV)/.tests test-packages ## switchover beside Patroni, HandyRep and the same by hand, clone and registration beside tools (PEERS=no: without Patroni)
+bench: $(VENV)/.tests test-packages ## switchover and failover beside Patroni, HandyRep and the same by hand, clone and registration beside tools (PEERS=no: without Patroni)
 	peers=
 	if [ "$(PEERS)" != no ]; then
 	  $(SUDO) tools/install_bench_packages.sh && peers=--peers || echo "the packages of Patroni cannot be installed: without it" >&2
 	fi
 	$(SUDO) tini -s -- $(BIN)/python tests/bench/switchover.py $$peers
+	$(SUDO) tini -s -- $(BIN)/python tests/bench/failover.py $$peers
 	$(SUDO) tini -s -- $(BIN)/python tests/bench/clone.py
 	$(SUDO) tini -s -- $(BIN)/python tests/bench/powa_servers.py
+
+SWITCHOVERS ?= 100
+
+endurance: $(VENV)/.tests test-packages ## many switchovers in a row under clients that come and go: make endurance SWITCHOVERS=100
+	$(SUDO) tini -s -- $(BIN)/python tests/bench/endurance.py --switchovers $(SWITCHOVERS)
 
 SEED ?=
 CASES ?= 200

@@ -7,7 +7,9 @@
 Usage: load.py OPTIONS.json, with the keys poolers ([[host, port], ...]), dbname, user, passfile, table, clients, interval
 (seconds between two rows of one client), duration (seconds, the upper bound), ready (file made once every client has
 committed a row), stop (file that ends the load when it appears), report (file for the result) and, if the report is to
-tell when each row was committed and each error came (seconds of the monotonic clock), moments: true.
+tell when each row was committed and each error came (seconds of the monotonic clock), moments: true. The list
+rows_per_connection says after how many rows a client opens a new connection, null for never; clients take its entries
+in turn. Without it every fifth one opens a new connection for each ten rows, and the others keep theirs.
 
 The report: rows acknowledged, errors with their time, the longest time without any commit (outage_ms) and the longest
 single commit. The rows are (run, client, sequence); which of them are missing is for the caller to ask the primary.
@@ -25,7 +27,7 @@ import psycopg
 
 
 class Client(threading.Thread):
-    """One client. Every fifth one opens a new connection for each ten rows, the others keep theirs."""
+    """One client."""
 
     def __init__(self, number, options, stop):
         super().__init__(daemon=True)
@@ -33,6 +35,8 @@ class Client(threading.Thread):
         self.options = options
         self.stop = stop
         self.host, self.port = options["poolers"][number % len(options["poolers"])]
+        kinds = options.get("rows_per_connection") or [None, None, None, None, 10]
+        self.rows_per_connection = kinds[number % len(kinds)]
         self.acknowledged = []
         self.errors = []
         self.longest = 0.0
@@ -72,7 +76,7 @@ class Client(threading.Thread):
             ended = time.monotonic()
             self.longest = max(self.longest, ended - began)
             self.acknowledged.append((ended, sequence))
-            if self.number % 5 == 4 and sequence % 10 == 0:
+            if self.rows_per_connection and sequence % self.rows_per_connection == 0:
                 self._disconnect()
         self._disconnect()
 

@@ -9,7 +9,7 @@ import sys
 import time
 
 import psycopg
-from lab import wait_until
+from lab import SUPERUSER_PASSWORD, call_module, wait_until
 from switchover_site import Site
 
 # The lab's own settings are for quick tests; these are for the benchmark, the same for all methods.
@@ -28,12 +28,12 @@ def fill(primary):
 class BenchSite(Site):
     """Ours, and by hand: plain PostgreSQL behind PgBouncer."""
 
-    def __init__(self, lab, name="own"):
+    def __init__(self, lab, name="own", **pooler_settings):
         sockets = lab.path / (name + "-sockets")
         # pgbouncer -R takes the sockets over by one of these.
         sockets.mkdir(mode=0o777)
         sockets.chmod(0o777)
-        super().__init__(lab, nodes=2, poolers=2, pooler_settings={"unix_socket_dir": sockets}, settings=SETTINGS)
+        super().__init__(lab, nodes=2, poolers=2, pooler_settings={"unix_socket_dir": sockets, **pooler_settings}, settings=SETTINGS)
         fill(self.primary)
 
     @property
@@ -51,6 +51,17 @@ class BenchSite(Site):
             query = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND replay_lsn >= pg_current_wal_flush_lsn()"
             return primary.value(query) == len(self.nodes) - 1 and all(self.leads(pooler, primary) for pooler in self.poolers)
         return False
+
+    def bring_back(self, node):
+        """A primary that was killed, as a standby of the new one."""
+        options = {
+            "data_directory": node.data, "config_file": node.config_file, "log_file": node.log, "method": "pg_ctl", "source_host": "127.0.0.1",
+            "source_port": self.primary.port, "login_password": SUPERUSER_PASSWORD, "replication_user": "postgres", "replication_passfile": node.passfile,
+            "slot_name": node.name, "application_name": node.name, "reclone": True,
+        }  # fmt: skip
+        result = call_module("pg_clone", options)
+        if result["failed"]:
+            sys.exit("pg_clone failed: %s" % result["msg"])
 
     @staticmethod
     def leads(pooler, node):

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 
 
@@ -20,6 +21,18 @@ class Measurement:
     """The moment that the picture begins with: the last commit before the outage, or the kill."""
     commits: list[float] = dataclasses.field(default_factory=list, repr=False)
     failures: list[float] = dataclasses.field(default_factory=list, repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What clients saw of one switchover among many. Times are milliseconds."""
+
+    outage: float
+    wait: float
+    """The longest that one client has waited for one row, its connection included."""
+    commits: int
+    errors: int
+    lost: int
 
 
 def longest_gap(moments, since):
@@ -85,6 +98,20 @@ def table(measurements, ours, what):
             str(sum(row.errors for row in found)), str(sum(row.lost for row in found)),
             "%.2f" % (median(found) / base) if base else "",
         ])  # fmt: skip
+    return rows
+
+
+def percentile(values, percent):
+    """The smallest value that at least so many percent of the values do not exceed: one that was measured, never one in between."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
+
+
+def percentiles(measured):
+    """The rows of a table of percentiles, in milliseconds. ``measured`` has the values of each line by its name."""
+    rows = [["milliseconds", "shortest", "median", "90 %", "99 %", "longest"]]
+    for name, values in measured.items():
+        rows.append([name, *("%.0f" % percentile(values, percent) for percent in (0, 50, 90, 99, 100))])
     return rows
 
 

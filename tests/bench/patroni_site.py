@@ -182,22 +182,26 @@ class PatroniSite(BenchSite):
         return str(path)
 
     @staticmethod
-    def _console(pooler, *commands):
-        words = [BIN / "psql", "-qX", "-h", "127.0.0.1", "-p", pooler.port, "-U", "pooler_admin", "pgbouncer"]
-        for command in commands:
-            words += ["-c", command]
-        return shlex.join(map(str, words))
+    def _psql(port, user, dbname, *more):
+        return shlex.join(map(str, [BIN / "psql", "-qX", "-h", "127.0.0.1", "-p", port, "-U", user, *more, dbname]))
+
+    def _console(self, pooler, *more):
+        return self._psql(pooler.port, "pooler_admin", "pgbouncer", *more)
 
     def before_stop(self, node):
-        return self._script("before_stop_" + node.name, node, [self._console(pooler, "PAUSE app") + " &" for pooler in self.poolers])
+        return self._script("before_stop_" + node.name, node, [self._console(pooler, "-c", "PAUSE app") + " &" for pooler in self.poolers])
 
     def on_role_change(self, node):
-        """Patroni gives action, role and cluster; the node that has become the primary leads the poolers to itself."""
+        """Patroni gives action, role and cluster; the node that has become the primary leads the poolers to itself.
+
+        Patroni calls it when it has asked for the promotion, not when that has ended, so the script waits for the end before it resumes.
+        """
         lines = ['case "$2" in master|primary|promoted) ;; *) exit 0 ;; esac']
+        promoted = self._psql(node.port, "postgres", "postgres", "-c", by_hand.WAIT_FOR_PROMOTION)
         for pooler in self.poolers:
             text = "[databases]\napp = host=127.0.0.1 port=%d dbname=app\n" % node.port
-            lines.append("(printf '%%s' %s >%s.new && mv %s.new %s && %s) &" % (
-                shlex.quote(text), *[shlex.quote(str(pooler.databases_file))] * 3, self._console(pooler, "RELOAD", "RESUME app"),
+            lines.append("(printf '%%s' %s >%s.new && mv %s.new %s && { echo 'RELOAD;'; %s && echo 'RESUME app;'; } | %s) &" % (
+                shlex.quote(text), *[shlex.quote(str(pooler.databases_file))] * 3, promoted, self._console(pooler),
             ))  # fmt: skip
         return self._script("on_role_change_" + node.name, node, lines)
 
@@ -225,8 +229,8 @@ class PatroniSite(BenchSite):
         if status != 200:
             raise RuntimeError("Patroni did not switch over to %s: %s %s" % (candidate, status, answer))
 
-    def restart(self, node):
-        """Patroni of a node that was killed."""
+    def bring_back(self, node):
+        """Patroni of a node that was killed, if it was killed as well; it does the rest."""
         if self.daemons[node.name].process is None:
             self.daemons[node.name].start()
 

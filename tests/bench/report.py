@@ -26,7 +26,7 @@ def version(*argv):
     return found.group() if found else None
 
 
-def heading(postgresql, loads, measurements):
+def machine(postgresql, loads):
     """What was measured on and when, line by line. ``postgresql`` is the directory of its programs, ``loads`` the machine's load at each round."""
     release = re.search(r'^PRETTY_NAME="(.*)"', pathlib.Path("/etc/os-release").read_text(), re.M)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -41,8 +41,13 @@ def heading(postgresql, loads, measurements):
         % (datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"), os.cpu_count(), memory,
            release.group(1) if release else "Linux", platform.release().split("-")[0], min(loads), max(loads)),
         ", ".join("%s %s" % item for item in versions.items() if item[1]),
-        "longest time between two commits before anything was done: %.0f ms (median of all rounds)" % figures.steady(measurements),
     ]  # fmt: skip
+
+
+def heading(postgresql, loads, measurements):
+    """The same, and how even the load was."""
+    steady = "longest time between two commits before anything was done: %.0f ms (median of all rounds)" % figures.steady(measurements)
+    return [*machine(postgresql, loads), steady]
 
 
 def write_table(directory, name, lines, rows):

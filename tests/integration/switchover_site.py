@@ -138,7 +138,7 @@ class Sites:
 class Load:
     """The demo's clients, as a process of their own; use as a context, then read ``report``."""
 
-    def __init__(self, site, clients=20, interval=0.05, duration=60, dbname="app", moments=False):
+    def __init__(self, site, clients=20, interval=0.05, duration=60, dbname="app", moments=False, rows_per_connection=None):
         self.site = site
         base = site.lab.path / "load"
         base.mkdir(exist_ok=True)
@@ -157,6 +157,7 @@ class Load:
             "poolers": [["127.0.0.1", pooler.port] for pooler in site.poolers], "dbname": dbname, "user": "postgres", "passfile": str(passfile),
             "table": "public.load", "clients": clients, "interval": interval, "duration": duration, "ready": str(self.ready_file),
             "stop": str(self.stop_file), "report": str(self.report_file), "moments": moments,
+            "rows_per_connection": rows_per_connection,
         }))  # fmt: skip
         self.report = None
 

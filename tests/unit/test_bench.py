@@ -66,6 +66,14 @@ def test_table_without_ours_has_no_ratios():
     assert figures.table([measurement("other", 900)], "ours", "outage")[1][-1] == ""
 
 
+def test_a_percentile_is_a_value_that_was_measured_and_the_worst_one_is_never_left_out():
+    values = [float(value) for value in range(100, 0, -1)]
+    assert [figures.percentile(values, percent) for percent in (0, 50, 90, 99, 100)] == [1, 50, 90, 99, 100]
+    assert [figures.percentile([3.0, 1.0, 2.0], percent) for percent in (0, 50, 90, 99, 100)] == [1, 2, 3, 3, 3]
+    rows = figures.percentiles({"a": [5.0] * 99 + [1200.0], "b": [7.4]})
+    assert rows[1:] == [["a", "5", "5", "5", "5", "1200"], ["b", "7", "7", "7", "7", "7"]] and len(rows[0]) == 6
+
+
 def test_the_picture_shows_the_round_in_the_middle():
     rows = [measurement("m", value) for value in (500, 100, 300, 200)]
     assert figures.typical(rows).milliseconds == 200
