@@ -208,9 +208,9 @@ class ChaosSite(Site):
                             found.append(int(entry))
         return found
 
-    def start_again(self):
+    def start_again(self, nodes):
         """What a machine's init system does: start what is down, whatever the files say that it is."""
-        for node in self.nodes:
+        for node in nodes:
             if node.pid is None:
                 wait_until(lambda node=node: not self.server_processes(node), 30)
                 node.start()
@@ -238,6 +238,14 @@ class ChaosSite(Site):
         history = (node.data / "pg_wal" / ("%08X.history" % self.node_state(node).timeline)).read_text()
         high, low = next(words[1] for words in map(str.split, history.splitlines()) if words and words[0] == str(timeline)).split("/")
         return (int(high, 16) << 32) + int(low, 16)
+
+    def has_left(self, node, primary):
+        """Whether a standby has WAL of an earlier timeline from behind the place where the primary has left that."""
+        timeline, received = node.sql(
+            "SELECT greatest(timeline_id, min_recovery_end_timeline), greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0'::pg_lsn"
+            " FROM pg_control_checkpoint(), pg_control_recovery()"
+        )[0]
+        return timeline < self.node_state(primary).timeline and received > self.fork(primary, timeline)
 
     # -- what it is like -----------------------------------------------------------------------------------------------
 
@@ -283,8 +291,8 @@ class ChaosSite(Site):
         running = {row["name"]: self.at(row["host"], row["port"]) for row in rows}
         return PoolerState(pooler.name, file, running, paused, disabled, login_retry, self.strange_files(pooler))
 
-    def unsound_parts(self, primary, outside, login_retries):
-        nodes, poolers = [self.node_state(node) for node in self.nodes], [self.pooler_state(pooler) for pooler in self.poolers]
+    def unsound_parts(self, primary, outside, gone, login_retries):
+        nodes, poolers = [self.node_state(node) for node in self.nodes if node.name not in gone], [self.pooler_state(pooler) for pooler in self.poolers]
         return unsound(nodes, poolers, primary, USUAL_SETTINGS, login_retries, outside)
 
     def last_words(self, lines=12):

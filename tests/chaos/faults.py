@@ -15,7 +15,7 @@ partition  the same links let nothing through for longer than the time limit, ol
 full       no byte is free where the pooler's file is
 fail       pg_ctl ends with an error each time
 hang       pg_ctl never ends
-start      an init system starts the old primary, if it is down in that moment
+start      the old primary comes back: an init system starts it, if it is down in that moment, or what has kept it away ends (see losses.py)
 ========== ==============================================================================================================================
 """
 
@@ -27,6 +27,7 @@ import signal
 import threading
 
 from chaos_site import end
+from lab import wait_until
 
 
 def send(pids, number):
@@ -41,6 +42,7 @@ class Faults:
     def __init__(self, site, roles, hold):
         self.site, self.roles, self.hold = site, roles, hold
         self.controller = None
+        self.loss = None
         self._undo = []
         self._timers = []
         self._lock = threading.Lock()
@@ -75,8 +77,9 @@ class Faults:
 
     def _guardian(self, role):
         """Process ids of the shell and of the guardian; nothing where a fault comes after the operation's end."""
+        # One that has just been started makes itself known in a moment.
+        wait_until(lambda: self.site.guardians(*self._part(role)) or self.controller.process.poll() is not None, 10)
         found = self.site.guardians(*self._part(role))
-        assert found or self.controller.process.poll() is not None, "there is no guardian of %s" % role
         return found[-1] if found else ()
 
     def _pids(self, kind, role=None):
@@ -148,6 +151,8 @@ class Faults:
         self._command(role, "hang")
 
     def _start(self, _kind, role):
+        if self.loss:
+            self.loss.take_back()
         if self.roles[role].pid is None:
             # It may be down because the operation is about to start it: whoever is second finds a server at work, and that is no fault.
             self.roles[role].start(check=False)

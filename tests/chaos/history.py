@@ -196,12 +196,12 @@ def unsound(
     primary: str,
     usual_settings: t.AbstractSet[str],
     usual_login_retry: t.Container[str],
-    outside: str | None = None,
+    outside: t.Collection[str] = (),
     readonly_suffix: str = "_ro",
 ) -> list[str]:
     """After the run that repairs: one primary, everything behind it, nothing left over.
 
-    ``outside`` is the lost primary of a failover: it is left for a rejoin, and has to be fenced.
+    ``outside`` are the lost primary of a failover, and who has got from it what nobody else has: they are left for a rejoin, and have to be fenced.
     """
     violations = []
     primaries = [node.name for node in nodes if node.primary]
@@ -215,7 +215,7 @@ def unsound(
         else:
             if not node.standby_signal:
                 violations.append("%s is no primary and its data directory holds no standby.signal" % node.name)
-            if node.name == outside:
+            if node.name in outside:
                 continue
             if node.upstream != primary:
                 violations.append("%s streams from %s, expected %s" % (node.name, node.upstream or "nobody", primary))

@@ -17,6 +17,7 @@ from chaos_site import LOGIN_RETRY, SHORT_LOGIN_RETRY, end
 from faults import Faults
 from history import ACKNOWLEDGED, DataLoss, lost, paused_too_long, phantoms, too_little, two_writers
 from lab import REPOSITORY, collections_path, lives, wait_until
+from losses import LOSSES
 from observers import Observers
 
 DRIVER = REPOSITORY / "tests" / "integration" / "operation_driver.py"
@@ -120,16 +121,21 @@ def play(site, case: Case, run: str) -> Played:
     site.forget_guardians()
     old = site.primary
     candidate, other = [node for node in site.nodes if node is not old]
-    faults = Faults(site, {"old": old, "candidate": candidate, "other": other, "pooler": site.poolers[0]}, HOLD)
+    roles = {"old": old, "candidate": candidate, "other": other, "pooler": site.poolers[0]}
+    faults = Faults(site, roles, HOLD)
+    loss = LOSSES[case.operation](site, roles) if case.engine == "failover" else None
     with Observers(site, run) as observers:
         wait_until(lambda: all(observers.acknowledged(name) for name in [*observers.names, "probe-" + old.name]), 20)
         lost_at = 0.0
-        if case.operation == "failover":
-            end(site.server_processes(old))
-            lost_at = time.monotonic()
-        driver = Driver(site, case.operation, site.options(candidate.name, timeout=TIMEOUT, pause_timeout=1, **OPTIONS[case.operation]), case.moment)
-        faults.controller = driver
         try:
+            options = site.options(candidate.name, timeout=TIMEOUT, pause_timeout=1, **OPTIONS[case.engine])
+            if loss:
+                loss.begin()
+                lost_at = time.monotonic()
+                faults.loss = loss
+                loss.change(options)
+                loss.change_first(options)
+            driver = faults.controller = Driver(site, case.engine, options, case.moment)
             driver.wait_for_the_moment()
             hit = time.monotonic()
             if case.delay is not None:
@@ -144,27 +150,30 @@ def play(site, case: Case, run: str) -> Played:
                 played.violations.append("the operation had not ended after %d s" % OPERATION_SECONDS)
             result = driver.result()
             played.details.append("the operation ended %.1f s after the moment" % (time.monotonic() - hit))
-            settle(site, faults, hit)
-            played.violations += honest(site, case.operation, result, old.name, candidate.name)
+            settle(site, faults, hit, old)
+            played.violations += honest(site, case, result, old.name, candidate.name)
             played.outcome = outcome(site, result, old.name, candidate.name)
             played.details.append("result: %s" % tell(result))
             played.violations += ["%s has %s paused, and nothing works on it any more" % pair for pair in site.paused()]
             quiet = time.monotonic()
             played.details.append("its guardians and init systems were done %.1f s after the moment" % (quiet - hit))
-            final = repair(site, case.operation, old, candidate, played)
+            final, outside = repair(site, case, loss, old, candidate, played)
             # Where this does not come, too_little() and others say why.
             with contextlib.suppress(AssertionError):
                 wait_until(lambda: all(observers.acknowledged(name, quiet) for name in [*observers.names, "probe-" + final.name]), 15)
         finally:
             faults.heal()
-            end([driver.pid] if lives(driver.pid) else [])
+            if loss:
+                loss.take_back()
+            if faults.controller:
+                end([faults.controller.pid] if lives(faults.controller.pid) else [])
     names = observers.names
     commits, samples = observers.commits, observers.samples
     held = set(final.sql("SELECT client, sequence FROM public.chaos WHERE run = %s", [run], dbname="app"))
     allowed = None
-    if case.operation == "failover" and final is not old:
+    if loss and final is not old:
         before = max((commit.timeline for commit in commits if commit.node == old.name), default=0)
-        allowed = DataLoss(old.name, lost_at, site.fork(final, before), MAX_LOSS)
+        allowed = DataLoss(old.name, loss.end_of_commits(lost_at), site.fork(final, before), MAX_LOSS)
     pause_limit = TIMEOUT + MARGIN + (HOLD if case.fault in ("freeze", "partition") else 0)
     played.violations += (
         lost(commits, held, allowed)
@@ -176,73 +185,89 @@ def play(site, case: Case, run: str) -> Played:
     played.seconds = time.monotonic() - began
     acks = sum(commit.outcome == ACKNOWLEDGED for commit in commits)
     played.details.append("history: %d attempts, %d acknowledged, %d samples of pauses" % (len(commits), acks, len(samples)))
-    if case.operation == "failover" and final is not old and not played.violations:
-        site.clone_again(old)
+    if not played.violations:
+        for node in outside:
+            site.clone_again(node)
     if played.violations:
         played.details.append(site.last_words())
         played.details.append("replay: tests/chaos/run.py --only '%s'" % case.id)
     return played
 
 
-def settle(site, faults, hit):
+def settle(site, faults, hit, old):
     """Until the controller's guardians have done what they do on their own; then everything is well again, and init systems start what is down."""
     # Those that find no primary go on looking for one, for minutes.
     deadline = max(time.monotonic() + TIMEOUT + 1, hit + HOLD + TIMEOUT)
     while site.guardians() and time.monotonic() < deadline:
         time.sleep(0.05)
     faults.heal()
-    site.start_again()
-    wait_until(lambda: all(site.answers(node.name) for node in site.nodes), 60)
+    if faults.loss:
+        faults.loss.take_back()
+    back = [node for node in site.nodes if node is not old or not faults.loss or faults.loss.comes_back]
+    site.start_again(back)
+    wait_until(lambda: all(site.answers(node.name) for node in back), 60)
 
 
-def repair(site, operation, old, candidate, played):
-    """One more run, without a fault; it has to put everything in order. Returns the node that has to be the primary then."""
+def repair(site, case, loss, old, candidate, played):
+    """One more run, without a fault; it has to put everything in order. Returns the node that has to be the primary then, and those left for a rejoin."""
     # A primary that was started again has no standbys for a moment. Where another one is the primary, leading them there is what is left to do.
     if site.primaries == [old]:
         with contextlib.suppress(AssertionError):
             old.wait_for_standbys(len(site.nodes) - 1, 15)
     # A lost primary that is back before anything was promoted is not lost.
-    final = old if operation == "failover" and site.primaries == [old] else candidate
-    outside = old.name if operation == "failover" and final is candidate else None
+    final = old if loss and site.primaries == [old] else candidate
+    outside = [old] if loss and final is candidate else []
+    options = site.options(candidate.name, timeout=30, **OPTIONS[case.engine])
+    if loss:
+        loss.change(options)
     began = time.monotonic()
-    again = Driver(site, operation, site.options(candidate.name, timeout=30, **OPTIONS[operation]))
+    again = Driver(site, case.engine, options)
     if not again.finish(OPERATION_SECONDS):
         played.violations.append("the next run had not ended after %d s" % OPERATION_SECONDS)
-        return final
+        return final, outside
     result = again.result()
     played.details.append("the next run took %.1f s" % (time.monotonic() - began))
     if result is None or result["failed"]:
         played.violations.append("the next run failed: %s" % tell(result or {"output": again.lines[-5:]}))
-        return final
+        return final, outside
     try:
         wait_until(lambda: not site.guardians(), GUARDIAN_SECONDS)
     except AssertionError:
         played.violations.append("guardians still live %d s after the run that repaired: %s" % (GUARDIAN_SECONDS, site.guardians()))
     # A run that cannot set it back leaves the short one until the pooler's next RELOAD.
     unset = "pooler" in played.case or played.case.endswith((":controller", ":console"))
-    played.violations += eventually_sound(site, final.name, outside, [LOGIN_RETRY, *([SHORT_LOGIN_RETRY] if unset else [])])
-    return final
+    if outside:
+        # A standby that got from the lost primary what the new one has not: the run has to say that it is to be rejoined.
+        outside += [node for node in site.nodes if node is not old and node.name in result["to_rejoin"] and site.has_left(node, final)]
+    fenced = [node.name for node in outside if loss.comes_back]
+    left = [node.name for node in outside if not loss.comes_back]
+    played.violations += eventually_sound(site, final.name, fenced, left, [LOGIN_RETRY, *([SHORT_LOGIN_RETRY] if unset else [])])
+    return final, outside
 
 
-def eventually_sound(site, primary, outside, login_retries):
+def eventually_sound(site, primary, outside, gone, login_retries):
     """What keeps the site from being sound; servers tell some things with a delay."""
     deadline = time.monotonic() + 20
     while True:
-        found = site.unsound_parts(primary, outside, login_retries)
+        found = site.unsound_parts(primary, outside, gone, login_retries)
         if not found or time.monotonic() > deadline:
             return found
         time.sleep(0.1)
 
 
-def honest(site, operation, result, old, candidate):
+def honest(site, case, result, old, candidate):
     """What the operation says of itself is so."""
+    primaries = [node.name for node in site.primaries]
+    if case.operation == "failover-refused" and case.victim not in ("server-old", "host-old") and primaries != [old]:
+        return ["everybody else reached the primary, and now it is %s" % (primaries or "nobody")]
     if result is None:
         return []
-    primaries = [node.name for node in site.primaries]
-    if not result["failed"] and primaries != [candidate]:
+    # A lost primary that comes back while it is looked for is not replaced.
+    wanted = [old] if case.engine == "failover" and result.get("primary") == old and not result["performed"] else [candidate]
+    if not result["failed"] and primaries != wanted:
         return ["it reported success, and the primary is %s" % (primaries or "nobody")]
-    # The old primary of a failover was down before.
-    if result.get("error") == "RolledBack" and primaries != [old] and not (operation == "failover" and not primaries):
+    # The old primary of a failover may have been down before.
+    if result.get("error") == "RolledBack" and primaries != [old] and not (case.engine == "failover" and not primaries):
         return ["it reported that it was rolled back, and the primary is %s" % (primaries or "nobody")]
     return []
 

@@ -24,7 +24,7 @@ import traceback
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "integration"), str(HERE.parents[1] / ".build" / "dev")]
 
-from cases import MOMENTS, Case, choose
+from cases import ENGINES, MOMENTS, Case, choose
 
 
 def end_in_order(_number, _frame):
@@ -67,9 +67,9 @@ def table(results):
     for played in results:
         operation, _moment, fault, victim = played.case.split(":")
         rows[operation, "%s %s" % (fault, victim)].update(["cases", played.outcome, *(["violated"] if played.violations else [])])
-    lines = ["%-11s %-28s %5s %11s %8s %21s %8s" % ("operation", "fault", "cases", *outcomes, "violated")]
+    lines = ["%-17s %-28s %5s %11s %8s %21s %8s" % ("operation", "fault", "cases", *outcomes, "violated")]
     for (operation, fault), row in sorted(rows.items()):
-        lines.append("%-11s %-28s %5d %11d %8d %21d %8d" % (operation, fault, row["cases"], *(row[name] for name in outcomes), row["violated"]))
+        lines.append("%-17s %-28s %5d %11d %8d %21d %8d" % (operation, fault, row["cases"], *(row[name] for name in outcomes), row["violated"]))
     return "\n".join(lines)
 
 
@@ -78,13 +78,14 @@ def main():
     parser.add_argument("--seed", type=int, help="chooses the cases; a random one, which is printed, where none is given")
     parser.add_argument("--cases", type=int, default=200, help="how many (default 200)")
     parser.add_argument("--only", action="append", metavar="CASE", help="play this case; may be given more than once")
-    parser.add_argument("--operation", action="append", choices=sorted(MOMENTS), help="default: all that this checkout has")
+    parser.add_argument("--operation", action="append", choices=sorted({*MOMENTS, *ENGINES}), help="default: all; failover: however the primary is lost")
     parser.add_argument("-j", "--jobs", type=int, default=2, help="workers, each with a site of its own (default 2)")
     parser.add_argument("--list", action="store_true", help="print the cases and end")
     options = parser.parse_args()
-    present = [name for name in sorted(MOMENTS) if (HERE.parents[1] / "plugins" / "module_utils" / "_operations" / (name + ".py")).exists()]
+    wanted = options.operation or ENGINES
+    operations = [name for name in MOMENTS if name in wanted or name.partition("-")[0] in wanted]
     seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(3), "big")
-    cases = [Case.parse(text) for text in options.only] if options.only else choose(options.operation or present, seed, options.cases)
+    cases = [Case.parse(text) for text in options.only] if options.only else choose(operations, seed, options.cases)
     if options.list:
         print("\n".join(case.id for case in cases))
         return 0
@@ -111,7 +112,7 @@ def main():
             working -= 1
             continue
         results.append(played)
-        print("%4d %5.1f s  %-70s %s%s" % (len(results), played.seconds, played.case, played.outcome, "  VIOLATED" if played.violations else ""), flush=True)
+        print("%4d %5.1f s  %-80s %s%s" % (len(results), played.seconds, played.case, played.outcome, "  VIOLATED" if played.violations else ""), flush=True)
         if played.violations or options.only:
             print(played.story(), flush=True)
     for worker in workers:

@@ -7,7 +7,7 @@ Usage: operation_driver.py OPERATION OPTIONS.json ACCIDENT [MOMENT]
 OPERATION is a key of OPERATIONS. ACCIDENT is ``none``, ``kill`` (SIGKILL of this process), ``hang`` (this process stops working and goes on 60 s
 later), ``stop`` (until it gets SIGCONT), ``error`` (the step fails) or ``ask``: it prints a line AT and reads one, which is ``go`` or ``error``.
 
-MOMENT is PLACE.NAME.WHEN, and only the first such moment counts:
+MOMENT is PLACE.NAME.WHEN, and only the first such moment counts, or the Nth where NAME ends with #N:
 
 * ``step.pause.before``, ``.after``: a step of the plan by its first word
 * ``guardian.release.before``, ``.sent``, ``.after``: a request to a guardian; ``sent`` is when it is under way, ``after`` when it was answered
@@ -28,6 +28,7 @@ import os
 import pwd
 import signal
 import sys
+import threading
 import time
 
 from ansible_collections.pgfleet.ops.plugins.module_utils._errors import OperationError
@@ -60,12 +61,20 @@ class Accident:
         if moment.split(".")[0] not in ("step", "guardian", "console") or moment.count(".") != 2:
             sys.exit("%s is no moment: PLACE.NAME.WHEN" % moment)
         self.kind = kind
-        self.moment = moment
-        self.happened = False
+        place, name, when = moment.split(".")
+        name, _hash, number = name.partition("#")
+        self.moment = "%s.%s.%s" % (place, name, when)
+        self.left = int(number or 1)
+        self._lock = threading.Lock()
 
     def at(self, moment):
-        if moment == self.moment and not self.happened:
-            self.happened = True
+        if moment != self.moment:
+            return
+        # Guardians are asked by threads.
+        with self._lock:
+            self.left -= 1
+            now = self.left == 0
+        if now:
             self._happen()
 
     def _happen(self):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import cases
 import pytest
 from cases import FAULTS, MOMENTS, Case, choose
+from losses import LOSSES
 
 
 def test_a_seed_names_its_cases():
@@ -46,9 +47,22 @@ def test_all_moments_times_all_faults():
         "", "switchover", "switchover:step.stop.before:freeze", "switchover:step.stop.sent:freeze:pooler", "switchover:step.stop.before:freeze:shell-old",
         "switchover:step.stop.before:melt:pooler", "dance:step.stop.before:freeze:pooler", "switchover:step.stop.before+:freeze:pooler",
         "switchover:step.stop.before+-5:freeze:pooler", "switchover:step.stop.before+5:raise:controller",
-        "failover:step.fence.before:raise:controller", "failover:step.fence.before:crash:server-old",
+        "failover:step.fence.before+7:raise:controller", "failover:step.fence.before:crash:server-old", "failover-frozen:step.fence.before:kill:controller",
+        "failover:guardian.look_for_proof.sent:kill:guardian-pooler", "failover:guardian.look_for_proof#2.sent:kill:controller",
+        "failover-refused:step.hold.before:kill:controller",
     ],
 )  # fmt: skip
 def test_what_is_no_case(text):
     with pytest.raises(ValueError, match="is no case"):
         Case.parse(text)
+
+
+def test_engines_have_equal_shares():
+    for operations in (MOMENTS, ["switchover", "failover"]):
+        chosen = choose(operations, 3, 100)
+        assert [case.engine for case in chosen] == ["switchover", "failover"] * 50
+    assert {case.operation for case in choose(MOMENTS, 3, 200) if case.engine == "failover"} == {name for name in MOMENTS if name != "switchover"}
+
+
+def test_every_operation_has_its_loss():
+    assert set(LOSSES) == {name for name in MOMENTS if name != "switchover"}

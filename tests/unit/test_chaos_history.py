@@ -205,11 +205,11 @@ def test_a_node_that_is_not_as_it_should_be(node, changes):
 
 def test_the_lost_primary_is_left_outside_and_fenced():
     alone = NodeState("db1", False, 1, standby_signal=True, slots=(("db3", False),))
-    assert unsound([alone, *NODES[1:]], POOLERS, "db2", set(), {"1"}, outside="db1") == []
+    assert unsound([alone, *NODES[1:]], POOLERS, "db2", set(), {"1"}, outside=["db1"]) == []
     assert len(unsound([alone, *NODES[1:]], POOLERS, "db2", set(), {"1"})) == 3
     loose = dataclasses.replace(alone, standby_signal=False)
-    assert len(unsound([loose, *NODES[1:]], POOLERS, "db2", set(), {"1"}, outside="db1")) == 1
-    assert len(unsound([dataclasses.replace(alone, primary=True), *NODES[1:]], POOLERS, "db2", set(), {"1"}, outside="db1")) == 1
+    assert len(unsound([loose, *NODES[1:]], POOLERS, "db2", set(), {"1"}, outside=["db1"])) == 1
+    assert len(unsound([dataclasses.replace(alone, primary=True), *NODES[1:]], POOLERS, "db2", set(), {"1"}, outside=["db1"])) == 1
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ import typing as t
 
 from .._cluster.failover import ASYNCHRONOUS_LOSS_BYTES, Loss, Opinion, choose, furthest, judge_loss, lost_node, refusals
 from .._cluster.model import Cluster, Node, parse_synchronous
+from .._cluster.timeline import why_diverged
 from .._errors import CommandFailed, InvalidInput, NotConfirmed, NotReachable, OperationError, Refused, SplitBrainRisk
 from .._host.guardian import Guardian
 from .._host.guardian_program import Part
@@ -36,6 +37,7 @@ from .._parallel import ask_all
 from .._plan import Plan
 from .._wait import Deadline
 from .failover_steps import CATCH_UP_SECONDS, Steps
+from .follow import read_history
 from .members import MEMBER_OPTIONS, Run, check_members, check_methods
 from .poolers import POOLERS, Pooler, add_resume_steps, check_poolers, look_at_poolers
 from .promotion import Looked, Promotion, describe_proof
@@ -71,6 +73,8 @@ class Seen:
     opinions: t.Sequence[Opinion] = ()
     lost: Node | None = None
     loss: Loss | None = None
+    diverged: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Standbys that have WAL which is no part of the primary's history, and why."""
 
 
 class Failover(Operation):
@@ -131,11 +135,23 @@ class Failover(Operation):
     def _observe_primary(self, cluster: Cluster) -> Seen:
         """A primary answers. What a failover that was interrupted has left leads to nodes that do not."""
         primary = cluster.primary
-        lost = [node for node in cluster.nodes if not node.reachable]
-        # Where all is well no pooler is asked.
-        if primary is None or not (lost or self._steps):
+        if primary is None:
             return Seen(cluster, primary)
-        return Seen(cluster, primary, look_at_poolers(self.run, cluster, primary, lost))
+        lost = [node for node in cluster.nodes if not node.reachable]
+        astray = [node for node in cluster.standbys if not node.streaming or (node.timeline or 0) < (primary.timeline or 0)]
+        # Where all is well no pooler is asked.
+        if not (lost or astray or self._steps):
+            return Seen(cluster, primary)
+        poolers = look_at_poolers(self.run, cluster, primary, lost, astray)
+        return Seen(cluster, primary, poolers, diverged=self._find_diverged(primary, astray) if astray else {})
+
+    def _find_diverged(self, primary: Node, astray: t.Sequence[Node]) -> dict[str, str]:
+        timeline = primary.timeline or 0
+        history = read_history(self.run.session(primary, read_only=True), timeline)
+        if history is None:
+            return {}
+        reasons = {node.name: why_diverged(node.timeline or 0, node.received or 0, timeline, history) for node in astray}
+        return {name: reason for name, reason in reasons.items() if reason}
 
     def _observe_loss(self, cluster: Cluster) -> Seen:
         params = self.params
@@ -372,7 +388,9 @@ class Failover(Operation):
         for node in cluster.standbys:
             upstream = cluster.upstream(node)
             stray = not node.streaming or (node.timeline or 0) < (primary.timeline or 0)
-            if stray and upstream is not primary and not self.run.entry(node)["upstream"]:
+            if node.name in seen.diverged:
+                self.run.warn("%s cannot follow %s before it is rewound or cloned: %s" % (node.name, primary.name, seen.diverged[node.name]))
+            elif stray and upstream is not primary and not self.run.entry(node)["upstream"]:
                 plan.add("point %s at %s" % (node.name, primary.name), bind(finish.follow, node))
         if not plan.changed and self.params["if_primary"] == "fail":
             raise Refused("%s is the primary and answers, nothing was changed" % primary.name, expected="a cluster that has lost its primary")
@@ -419,7 +437,9 @@ class Failover(Operation):
             "old_primary": first.lost.name if first.lost else None,
             "poolers": {pooler.name: pooler.describe() for pooler in seen.poolers},
             "poolers_left": {**self._skipped, **(self._steps.redirection.left if self._steps else {})},
-            "to_rejoin": [node.name for node in cluster.nodes if cluster.primary and not (node.role == "primary" or node.streaming)],
+            "to_rejoin": [
+                node.name for node in cluster.nodes if cluster.primary and (node.name in seen.diverged or not (node.role == "primary" or node.streaming))
+            ],
             "warnings_found": self.run.warnings,
             **self._facts(first),
             "cluster": self.run.describe(cluster),

@@ -149,6 +149,17 @@ def as_seen_here(host: str, asked_at: str) -> str:
     return asked_at if host in ("localhost", "127.0.0.1", "::1") or host.startswith("/") else host
 
 
+def read_history(session: Session, timeline: int) -> dict[int, int] | None:
+    """A timeline's history as the server has it, None where its file is not there."""
+    if timeline == 1:
+        return {}
+    text = session.value("SELECT pg_read_file(%s, 0, 1048576, true)", ["pg_wal/" + history_file(timeline)])
+    try:
+        return None if text is None else parse_history(text)
+    except ValueError as error:
+        raise OperationError("%s: %s" % (session.target, error)) from error
+
+
 class FollowOperation(Operation):
     """The operation of pg_follow."""
 
@@ -218,8 +229,8 @@ class FollowOperation(Operation):
         conninfo = parse_conninfo(seen.conninfo)
         return dataclasses.replace(
             self._look_at_old_upstream(seen),
-            history=self._history(there, seen.upstream.timeline or 1),
-            own_history=self._history(self._session(self._here), seen.standby.timeline or 1),
+            history=read_history(there, seen.upstream.timeline or 1),
+            own_history=read_history(self._session(self._here), seen.standby.timeline or 1),
             oldest_segment=there.value("SELECT min(substr(name, 9, 16)) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'"),
             different_wal=self._different_wal(seen),
             role=there.row("SELECT rolcanlogin AND (rolreplication OR rolsuper) AS may FROM pg_roles WHERE rolname = %s", [conninfo.get("user")]),
@@ -281,17 +292,6 @@ class FollowOperation(Operation):
                 return (str(self._there), *(other.name for other in chain[1:]), node.name)
             chain.append(node)
         return ()
-
-    @staticmethod
-    def _history(session: Session, timeline: int) -> dict[int, int] | None:
-        """A timeline's history as the server has it, None where its file is not there."""
-        if timeline == 1:
-            return {}
-        text = session.value("SELECT pg_read_file(%s, 0, 1048576, true)", ["pg_wal/" + history_file(timeline)])
-        try:
-            return None if text is None else parse_history(text)
-        except ValueError as error:
-            raise OperationError("%s: %s" % (session.target, error)) from error
 
     def _different_wal(self, seen: Seen) -> str | None:
         """Two promotions at the same position have the same history file. The WAL itself tells them apart.

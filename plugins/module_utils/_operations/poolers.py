@@ -110,10 +110,10 @@ def check_poolers(params: t.Mapping[str, t.Any]) -> None:
         raise InvalidInput("the option timeout (%g s) must be at least twice the option pause_timeout (%g s)" % (params["timeout"], params["pause_timeout"]))
 
 
-def look_at_poolers(run: Run, cluster: Cluster, candidate: Node, lost: t.Collection[Node] = ()) -> list[Pooler]:
+def look_at_poolers(run: Run, cluster: Cluster, candidate: Node, lost: t.Collection[Node] = (), astray: t.Collection[Node] = ()) -> list[Pooler]:
     """Ask every pooler, and find out what its file will say when ``candidate`` is the primary. One that cannot be asked has a problem in its view.
 
-    ``lost``: nodes that cannot be read from either.
+    ``lost``: nodes that cannot be read from either. ``astray``: standbys that do not follow the primary; one that a pooler takes for it was the primary.
     """
     params = run.params
     deadline = Deadline(10)
@@ -124,7 +124,7 @@ def look_at_poolers(run: Run, cluster: Cluster, candidate: Node, lost: t.Collect
             password=entry["password"] or params["pooler_password"],
         )  # fmt: skip
         poolers.append(Pooler(entry["name"], entry, target))
-    for pooler, answer in zip(poolers, ask_all(poolers, lambda pooler: _look(run, pooler, cluster, candidate, lost, deadline), deadline)):
+    for pooler, answer in zip(poolers, ask_all(poolers, lambda pooler: _look(run, pooler, cluster, candidate, lost, astray, deadline), deadline)):
         pooler.view = PoolerView(pooler.name, problem=str(answer)) if isinstance(answer, OperationError) else answer
     return poolers
 
@@ -133,12 +133,14 @@ def start_guardian(run: Run, pooler: Pooler) -> Guardian:
     return run.guardian(pooler.name, pooler.options["shell"], {"part": "pooler", "config_file": pooler.options["config_file"]})
 
 
-def _look(run: Run, pooler: Pooler, cluster: Cluster, candidate: Node, lost: t.Collection[Node], deadline: Deadline) -> PoolerView:
+def _look(
+    run: Run, pooler: Pooler, cluster: Cluster, candidate: Node, lost: t.Collection[Node], astray: t.Collection[Node], deadline: Deadline
+) -> PoolerView:  # fmt: skip
     # Also where its console does not answer: it sees nodes.
     pooler.guardian = start_guardian(run, pooler)
     pooler.console = run.keep(Console.open(pooler.target, timeout=5))
     pooler.text = pooler.new_text = pooler.guardian.call("look", deadline)["text"]
-    _retarget(run.params, pooler, cluster, candidate, lost)
+    _retarget(run.params, pooler, cluster, candidate, lost, astray)
     entries = pooler.entries
     running = pooler.console.databases(deadline)
     config = pooler.console.config(deadline)
@@ -162,20 +164,30 @@ def _look(run: Run, pooler: Pooler, cluster: Cluster, candidate: Node, lost: t.C
     )
 
 
-def _retarget(params: t.Mapping[str, t.Any], pooler: Pooler, cluster: Cluster, candidate: Node, lost: t.Collection[Node]) -> None:
+def _retarget(
+    params: t.Mapping[str, t.Any], pooler: Pooler, cluster: Cluster, candidate: Node, lost: t.Collection[Node], astray: t.Collection[Node]
+) -> None:  # fmt: skip
     """The pooler's file as it will be: read-write entries go to the candidate, read-only ones leave it and what is lost."""
     primary = cluster.primary
-    if not candidate.reachable or (primary is candidate and not lost):
+    if not candidate.reachable or (primary is candidate and not lost and not astray):
         return
-    # Without a primary something was interrupted or lost: then all that leads elsewhere is led to the candidate.
-    sources = list(lost) if primary is candidate else [primary] if primary else [node for node in cluster.nodes if node is not candidate]
     entries = pooler.entries
     target = read_only_target(cluster, candidate) or candidate
     read_only = [name for name in entries if is_read_only(name, params["readonly_suffix"], params["readonly_databases"])]
+    read_write = [name for name in entries if name not in read_only]
+    if primary is candidate:
+        # A pooler that was not led when the primary moved: its entries tell from where.
+        led = [entries[name] for name in read_write]
+        former = [node for node in [*lost, *astray] if any(node.listens_at(entry.get("host", ""), int(entry.get("port", 5432))) for entry in led)]
+        sources, no_readers = former, [*lost, *(node for node in former if node not in lost), *([candidate] if former else [])]
+    else:
+        # Without a primary something was interrupted or lost: then all that leads elsewhere is led to the candidate.
+        sources = [primary] if primary else [node for node in cluster.nodes if node is not candidate]
+        no_readers = [candidate, *lost]
     text, changes = pooler.text, []
     for source, destination, names in (
-        *((source, candidate, [name for name in entries if name not in read_only]) for source in sources),
-        *((source, target, read_only) for source in ([] if primary is candidate else [candidate]) + list(lost)),
+        *((source, candidate, read_write) for source in sources),
+        *((source, target, read_only) for source in no_readers),
     ):
         mapping = {
             (host, port): (destination.peer_address, destination.port)

@@ -30,14 +30,17 @@ import typing as t
 
 from .._cluster.model import Cluster, Node
 from .._cluster.switchover import Surroundings
+from .._cluster.timeline import why_diverged
 from .._errors import NotConfirmed, OperationError, Refused, RolledBack, WaitTimeout
 from .._host.guardian import Guardian
 from .._pgbouncer.console import Console
 from .._sql.connection import Session
+from .._sql.node_state import fetch_node_state
 from .._sql.settings import Setting, change_settings, put_back_settings, read_setting
 from .._sql.standby import ensure_slot, led_conninfo, point_at, receiver
 from .._sql.values import lsn_to_int
 from .._wait import Deadline, wait_for
+from .follow import read_history
 from .members import Run
 from .poolers import Pooler, Redirection, drain
 from .promotion import Promotion, wait_until_promoted
@@ -66,6 +69,7 @@ class Finish:
         self._primary = primary
         self._timeout = timeout
         self._session: Session | None = None
+        self._timeline: int | None = None
 
     @property
     def session(self) -> Session:
@@ -73,6 +77,13 @@ class Finish:
         if self._session is None:
             self._session = self._run.session(self._primary)
         return self._session
+
+    @property
+    def timeline(self) -> int:
+        """Of the new primary."""
+        if self._timeline is None:
+            self._timeline = int(fetch_node_state(self.session, Deadline(self._timeout))["timeline"])
+        return self._timeline
 
     def conninfo(self, node: Node, own: str, model: str) -> str:
         """Where a node streams from: its own connection string or, if it never had one, that of the model, led to the new primary."""
@@ -104,9 +115,21 @@ class Finish:
         return name
 
     def follow(self, node: Node) -> None:
-        """Point a running standby at the primary and wait until it streams from there."""
+        """Point a running standby at the primary and wait until it streams from there. Raises Refused where it has left the primary's history."""
+        diverged = self.why_diverged(node)
+        if diverged:
+            raise Refused(
+                "%s cannot follow %s: %s" % (node.name, self._primary.name, diverged),
+                action="Rewind or clone it with pgfleet.ops.pg_clone",
+            )
         self.point(node, self._run.session(node))
         self.wait_until_streaming(node)
+
+    def why_diverged(self, node: Node) -> str | None:
+        """Why a standby has WAL that is no part of the primary's history; None where it has not, or where the primary does not know that history any more."""
+        now = dataclasses.replace(node, state=fetch_node_state(self._run.session(node), Deadline(self._timeout)))
+        history = read_history(self.session, self.timeline)
+        return why_diverged(now.timeline or 0, now.received or 0, self.timeline, history) if history is not None else None
 
     def point(self, node: Node, session: Session) -> None:
         """PostgreSQL 13 and later take it by reload."""
@@ -127,9 +150,11 @@ class Finish:
     def wait_until_streaming(self, node: Node) -> None:
         session = self._run.session(node)
         wait_for(
-            "streaming of %s from %s" % (node.name, self._primary.name),
+            "streaming of %s from %s on timeline %d" % (node.name, self._primary.name, self.timeline),
             lambda: receiver(session),
-            lambda row: row.get("status") == "streaming" and self._primary.listens_at(row["sender_host"], row["sender_port"]),
+            lambda row: (
+                row.get("status") == "streaming" and row["timeline"] >= self.timeline and self._primary.listens_at(row["sender_host"], row["sender_port"])
+            ),
             Deadline(self._timeout),
             interval=0.05,
             action="See the log of %s: a slot, pg_hba.conf or the password of the replication user may be missing on %s" % (node.name, self._primary.name),
