@@ -56,7 +56,7 @@ FAULTS = {
     "restart": ("pooler",),
     "cut": ("shell-old", "shell-candidate", "shell-pooler", "sql-old", "sql-candidate", "console", "replication"),
     "partition": ("shell-old", "shell-candidate", "shell-pooler", "sql-old", "sql-candidate", "console", "replication"),
-    "full": ("pooler",),
+    "full": ("pooler", "wal-candidate"),
     "fail": ("command-old",),
     "hang": ("command-old",),
     "start": ("server-old",),
@@ -81,7 +81,7 @@ POINTLESS = {
     "failover-frozen": {**_NO_WAY, "freeze": ("server-old",)},
     "failover-isolated": _NO_WAY,
     "failover-reached": _ONE_WAY,
-    "failover-refused": {**_ONE_WAY, "full": ("pooler",), "fail": ("command-old",), "hang": ("command-old",)},
+    "failover-refused": {**_ONE_WAY, "full": ("pooler", "wal-candidate"), "fail": ("command-old",), "hang": ("command-old",)},
 }  # fmt: skip
 _NOT_YET = ("guardian-pooler", "shell-pooler", "host-pooler")
 """Who has no guardian before the poolers are looked at."""

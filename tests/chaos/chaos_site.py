@@ -89,6 +89,9 @@ class Mount:
 
     def fill(self):
         with self.ballast.open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+            free = os.statvfs(self.path)
+            os.posix_fallocate(stream.fileno(), 0, max(1, free.f_bavail * free.f_bsize))
+            stream.seek(0, os.SEEK_END)
             while True:
                 stream.write(b"x" * 512)
 
@@ -104,6 +107,7 @@ class ChaosSite(Site):
 
     def __init__(self, lab):
         self.disks = {}
+        self.wal_disks = {}
         settings = {"wal_retrieve_retry_interval": "500ms", "wal_receiver_timeout": "10s", "wal_sender_timeout": "10s"}
         super().__init__(lab, settings=settings, pooler_settings={"server_login_retry": LOGIN_RETRY})
         self.nodes[0].sql(
@@ -223,6 +227,39 @@ class ChaosSite(Site):
         # A new process would take what was killed, and that nobody has waited for yet, for another instance.
         (pooler.base / "pid").unlink(missing_ok=True)
         pooler.start()
+
+    def give_wal_a_disk(self, node):
+        """The node's pg_wal moves to a small file system of its own, until the next ``take_wal_back``."""
+        disk = Mount(node.base / "wal", "600m")
+        self.lab.parts.insert(self.lab.parts.index(node), disk)
+        self._move_wal(node, disk.path, lambda wal: wal.symlink_to(disk.path))
+        self.wal_disks[node.name] = disk
+
+    def take_wal_back(self, node):
+        disk = self.wal_disks.pop(node.name)
+        directory = node.data / "pg_wal"
+        moved = node.base / "moved"
+        moved.mkdir(mode=0o700)
+        shutil.chown(moved, "postgres", "postgres")
+
+        def swap(wal):
+            wal.unlink(missing_ok=True)
+            moved.rename(directory)
+
+        self._move_wal(node, moved, swap)
+        disk.stop()
+        self.lab.parts.remove(disk)
+        disk.path.rmdir()
+
+    @staticmethod
+    def _move_wal(node, target, swap):
+        node.stop()
+        wal = node.data / "pg_wal"
+        subprocess.run(["cp", "-a", "%s/." % wal, str(target)], check=True)
+        if not wal.is_symlink():
+            shutil.rmtree(wal)
+        swap(wal)
+        node.start()
 
     def clone_again(self, node):
         """What a user would do with a lost primary: a standby is made of it."""

@@ -12,7 +12,7 @@ restart    SIGKILL to a pooler, which is started again at once with the file on 
 cut        the connections of a link are closed: the shell to a guardian, SQL of the operation and its guardians to a node, the console of
            a pooler, replication from the old primary
 partition  the same links let nothing through for longer than the time limit, old connections and new ones, and close nothing
-full       no byte is free where the pooler's file is
+full       no byte is free where the pooler's file is, or where the candidate's WAL is
 fail       pg_ctl ends with an error each time
 hang       pg_ctl never ends
 start      the old primary comes back: an init system starts it, if it is down in that moment, or what has kept it away ends (see losses.py)
@@ -139,8 +139,8 @@ class Faults:
             proxies.tell("partition", link)
             self._lasts_a_while(lambda: proxies.tell("heal", link))
 
-    def _full(self, _kind):
-        disk = self.site.disks[self.roles["pooler"].name]
+    def _full(self, kind, role=None):
+        disk = self.site.wal_disks[self.roles[role].name] if kind == "wal" else self.site.disks[self.roles["pooler"].name]
         disk.fill()
         self._lasts(disk.clear)
 

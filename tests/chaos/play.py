@@ -122,6 +122,9 @@ def play(site, case: Case, run: str) -> Played:
     old = site.primary
     candidate, other = [node for node in site.nodes if node is not old]
     roles = {"old": old, "candidate": candidate, "other": other, "pooler": site.poolers[0]}
+    if case.victim == "wal-candidate":
+        site.give_wal_a_disk(candidate)
+        old.wait_for_standbys(len(site.nodes) - 1)
     faults = Faults(site, roles, HOLD)
     loss = LOSSES[case.operation](site, roles) if case.engine == "failover" else None
     with Observers(site, run) as observers:
@@ -186,6 +189,8 @@ def play(site, case: Case, run: str) -> Played:
     acks = sum(commit.outcome == ACKNOWLEDGED for commit in commits)
     played.details.append("history: %d attempts, %d acknowledged, %d samples of pauses" % (len(commits), acks, len(samples)))
     if not played.violations:
+        if case.victim == "wal-candidate":
+            site.take_wal_back(candidate)
         for node in outside:
             site.clone_again(node)
     if played.violations:

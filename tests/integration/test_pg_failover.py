@@ -42,16 +42,21 @@ def fail_over(site, check=False, diff=False, user="postgres", **changes):
     return call_module("pg_failover", options(site, **changes), user=user, check=check, diff=diff, ansible=True)
 
 
-def drive(site, wanted, moment):
-    """The same with a failure at a moment."""
+def driven(site, wanted, accident, moment):
     path = site.lab.path / "failover.json"
     path.write_text(json.dumps(wanted))
     driver = pathlib.Path(__file__).with_name("operation_driver.py")
-    done = subprocess.run(
-        [sys.executable, driver, "failover", path, "error", moment], stdout=subprocess.PIPE, text=True, check=True, timeout=120, cwd="/",
+    process = subprocess.Popen(
+        [sys.executable, driver, "failover", path, accident, moment], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/",
         env={**os.environ, "PYTHONPATH": str(collections_path())},
     )  # fmt: skip
-    return json.loads(done.stdout.splitlines()[-1])
+    site.processes.append(process)
+    return process
+
+
+def drive(site, wanted, moment):
+    """The same with a failure at a moment."""
+    return json.loads(driven(site, wanted, "error", moment).communicate(timeout=120)[0].splitlines()[-1])
 
 
 def refused(result, *words, error="Refused"):
@@ -223,6 +228,38 @@ def test_what_a_crashed_primary_has_sent_to_nobody(site):
     refused(result, "max_data_loss_bytes is 0")
     result = fail_over(site, max_data_loss_bytes=1048576)
     assert not result["failed"] and result["data_loss"]["bytes"] > 1000, result
+
+
+@pytest.mark.parametrize("while_it_writes", [False, True])
+def test_a_frozen_primary_with_more_wal_than_may_be_lost(site, while_it_writes):
+    """What nobody has received is read in its directory, and once more when it was ended: what it is then has to be within the limit, too."""
+    old = site.primary
+    standbys = [node for node in site.nodes if node is not old]
+    caught_up(old, *standbys)
+    for standby in standbys:
+        cut_off(standby)
+
+    def write():
+        with old.connect() as session:
+            session.execute("CREATE TABLE public.unsent AS SELECT n FROM generate_series(1, 1000) AS n")
+
+    if not while_it_writes:
+        write()
+        with frozen(processes_of(old)):
+            refused(fail_over(site, max_data_loss_bytes=10000), "bytes of WAL would be lost", old.name, "still to be ended")
+        assert site.primary is old
+        return
+    candidate = standbys[0]
+    with frozen(processes_of(old)):
+        driver = driven(site, options(site, candidate=candidate.name, max_data_loss_bytes=10000, tries=1), "ask", "step.end.before")
+        assert "AT" in driver.stdout.readline()
+    # It wakes up and works on before it is ended.
+    write()
+    with frozen(processes_of(old)):
+        result = json.loads(driver.communicate("go\n", timeout=120)[0].splitlines()[-1])
+    assert result["failed"] and result["error"] == "RolledBack" and "bytes of WAL would be lost" in result["msg"], result
+    assert site.primary is old and old.value("SELECT count(*) FROM public.unsent") == 1000 and not (old.data / "standby.signal").exists()
+    assert site.paused() == []
 
 
 def test_the_best_standby_gets_what_another_one_has(site):

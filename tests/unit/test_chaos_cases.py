@@ -45,6 +45,7 @@ def test_all_moments_times_all_faults():
     "text",
     [
         "", "switchover", "switchover:step.stop.before:freeze", "switchover:step.stop.sent:freeze:pooler", "switchover:step.stop.before:freeze:shell-old",
+        "switchover:step.stop.before:full:wal-old",
         "switchover:step.stop.before:melt:pooler", "dance:step.stop.before:freeze:pooler", "switchover:step.stop.before+:freeze:pooler",
         "switchover:step.stop.before+-5:freeze:pooler", "switchover:step.stop.before+5:raise:controller",
         "failover:step.fence.before+7:raise:controller", "failover:step.fence.before:crash:server-old", "failover-frozen:step.fence.before:kill:controller",

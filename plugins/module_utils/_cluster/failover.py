@@ -121,18 +121,26 @@ def confirmed_by_a_standby(cluster: Cluster, candidate: Node, lost: Node | None)
 
 
 def judge_loss(cluster: Cluster, candidate: Node, members: t.Sequence[Member], lost: Node | None, beyond: int | None) -> Loss:
-    """``beyond``: bytes of valid WAL in the lost primary's own files that no standby has, None where they cannot be read."""
+    """``beyond``: bytes of valid WAL in the lost primary's own files that no standby has, None where they cannot be read.
+
+    A server that still runs may write more until it is ended.
+    """
     # What another standby has the candidate gets.
     ahead = furthest(cluster, candidate)
     held = ahead.received or 0
     found = next((member for member in members if lost and member.name == lost.name), None)
-    if beyond is not None and lost is not None:
+    running = found is not None and found.host is not None and (found.host["pid"] is not None or bool(found.host["orphans"]))
+    if beyond is not None and lost is not None and not running:
         text = "%s has %d bytes of WAL in its directory that %s has not received" % (lost.name, beyond, ahead.name)
         return Loss(beyond, True, text)
-    if found is not None and found.host is not None and not found.host["crashed"]:
+    if found is not None and found.host is not None and not found.host["crashed"] and not running:
         return Loss(max(0, (found.position or 0) - held), True, "%s was shut down at %s" % (found.name, int_to_lsn(found.position or 0)))
     if confirmed_by_a_standby(cluster, candidate, lost):
         return Loss(0, True, "every commit has waited for a standby that answers")
+    if beyond is not None and lost is not None:
+        return Loss(
+            beyond, False, "%s has %d bytes of WAL in its directory that %s has not received, and is still to be ended" % (lost.name, beyond, ahead.name)
+        )
     known = max(0, (found.position or 0) - held) if found is not None and found.host is not None else 0
     return Loss(
         known,
@@ -156,6 +164,12 @@ def refusals(opinions: t.Sequence[Opinion], may_fence: t.Collection[str], loss: 
                     ", or set if_reached to fence, which stops it first" if about in may_fence else "",
                 )
             )
+    return found + loss_refusals(loss, max_data_loss_bytes, candidate)
+
+
+def loss_refusals(loss: Loss, max_data_loss_bytes: int, candidate: Node) -> list[str]:
+    """Whether that is more than the user allows."""
+    found = []
     if loss.bytes > max_data_loss_bytes:
         found.append("%d bytes of WAL would be lost with %s, max_data_loss_bytes is %d: %s" % (loss.bytes, candidate.name, max_data_loss_bytes, loss.text))
     elif not loss.known and max_data_loss_bytes == 0:

@@ -25,7 +25,7 @@ import os
 import time
 import typing as t
 
-from .._cluster.failover import ASYNCHRONOUS_LOSS_BYTES, Loss, Opinion, choose, furthest, judge_loss, lost_node, refusals
+from .._cluster.failover import ASYNCHRONOUS_LOSS_BYTES, Loss, Opinion, choose, furthest, judge_loss, loss_refusals, lost_node, refusals
 from .._cluster.model import Cluster, Node, parse_synchronous
 from .._cluster.timeline import why_diverged
 from .._errors import CommandFailed, InvalidInput, NotConfirmed, NotReachable, OperationError, Refused, SplitBrainRisk
@@ -261,9 +261,9 @@ class Failover(Operation):
             yield Opinion(pooler_name, about, "active", "%d of its server connections have answered while we looked" % count)
 
     def _wal_beyond(self, candidate: Node, lost: Node | None, looked: Looked) -> int | None:
-        """Bytes of WAL that a crashed primary has on its disk and no standby has; None where that cannot be read, or need not be."""
+        """Bytes of WAL that a primary has on its disk and no standby has; None where that cannot be read, or need not be as it was shut down."""
         member = next((member for member in looked.members if lost and member.name == lost.name), None)
-        if lost is None or member is None or member.host is None or not member.host["crashed"] or member.host["pid"] or member.timeline != candidate.timeline:
+        if lost is None or member is None or member.host is None or not member.host["crashed"] or member.timeline != candidate.timeline:
             return None
         entry = self.run.entry(lost)
         directory = entry["bin_directory"] or os.path.dirname(self._waldump(candidate))
@@ -272,6 +272,17 @@ class Failover(Operation):
             start=candidate.position("replayed_lsn"), timeout=CATCH_UP_SECONDS,
         )  # fmt: skip
         return None if end is None else max(0, end - (furthest(looked.cluster, candidate).received or 0))
+
+    def _refuse_loss(self, seen: Seen) -> None:
+        """What a server that had to be ended has on its disk is final only then. Raises Refused."""
+        looked, name = t.cast(Promotion, self._promotion).look(), t.cast(Node, seen.candidate).name
+        candidate = t.cast(Node, looked.cluster.node(name))
+        if seen.lost is None or not candidate.reachable:
+            return
+        seen.loss = judge_loss(looked.cluster, candidate, looked.members, seen.lost, self._wal_beyond(candidate, seen.lost, looked))
+        found = loss_refusals(seen.loss, self._limit, candidate)
+        if found:
+            raise Refused("; ".join(found), findings=found, **self._facts(seen))
 
     @staticmethod
     def _waldump(candidate: Node) -> str:
@@ -299,7 +310,10 @@ class Failover(Operation):
                 "no standby can take over, nothing was changed: %s" % ("; ".join(seen.refusals) or "none answers"), cluster=self.run.describe(seen.cluster)
             )
         self._refuse(seen)
-        steps = Steps(self.run, self._promotion, seen.looked, seen.candidate, seen.lost, seen.poolers, self._limit, lambda: self._refuse_if_reached(seen))
+        steps = Steps(
+            self.run, self._promotion, seen.looked, seen.candidate, seen.lost, seen.poolers, self._limit,
+            lambda: self._refuse_if_reached(seen), lambda: self._refuse_loss(seen),
+        )  # fmt: skip
         self._steps = steps
         plan = Plan()
         candidate = seen.candidate

@@ -28,11 +28,15 @@ CATCH_UP_SECONDS = 30
 
 
 class Steps:
-    """What the plan of a failover does. ``still_silent`` raises an error where a node that the user vouches for is reached after all."""
+    """What the plan of a failover does.
+
+    ``still_silent`` raises an error where a node that the user vouches for is reached after all, ``refuse_loss`` where a server that was ended has
+    left more WAL behind than may be lost.
+    """
 
     def __init__(
         self, run: Run, promotion: Promotion, looked: Looked, candidate: Node, lost: Node | None, poolers: t.Sequence[Pooler], limit_bytes: int,
-        still_silent: t.Callable[[], None],
+        still_silent: t.Callable[[], None], refuse_loss: t.Callable[[], None],
     ) -> None:  # fmt: skip
         self.candidate = candidate
         self.redirection = Redirection(run, poolers, lost, candidate, tolerant=True)
@@ -41,6 +45,7 @@ class Steps:
         self._looked = looked
         self._limit_bytes = limit_bytes
         self._still_silent = still_silent
+        self._refuse_loss = refuse_loss
         self._finish = Finish(run, candidate, run.params["timeout"])
         self._limit = Deadline(0)
         self._taken: list[str] = []
@@ -165,6 +170,8 @@ class Steps:
     def promote(self) -> None:
         self.phase = "promote"
         self._still_silent()
+        if self._ended:
+            self._refuse_loss()
         self._promotion.max_data_loss_bytes = self._limit_bytes
         self._promotion.promote(self._run.params["promote_timeout"])
         self.promoted = True
