@@ -526,6 +526,7 @@ class Pooler(Part):
         self.reconnect = None
         self.databases = []
         self.disabled = []
+        self.led = False
         self.unsettled = False
         self._claimed = None
 
@@ -685,6 +686,8 @@ class Pooler(Part):
 
     def let_nobody_in(self, names):
         """New clients are refused until this pooler is led to a primary."""
+        if self.led:
+            raise Failure("it leads to the primary by now")
         for name in names:
             self.command('DISABLE "%s"' % name.replace('"', '""'))
             self.disabled.append(name)
@@ -695,6 +698,7 @@ class Pooler(Part):
         if len(writable) == 1:
             try:
                 self.lead_to(writable[0])
+                self.led = True
             finally:
                 self.resume()
         return [direction["name"] for direction in writable]

@@ -406,12 +406,10 @@ class Redirection:
         everyone = [*self.poolers, *self._left_poolers]
         outcomes: dict[str, str] = {}
         for pooler in everyone:
-            with contextlib.suppress(OperationError):
-                drain(t.cast(Guardian, pooler.guardian), Deadline(2))
-                t.cast(Guardian, pooler.guardian).start("recover")
+            ask_to_recover(t.cast(Guardian, pooler.guardian))
         for pooler in everyone:
             try:
-                outcomes[pooler.name] = str(t.cast(Guardian, pooler.guardian).finish(patience))
+                outcomes[pooler.name] = told_of_recovery(t.cast(Guardian, pooler.guardian), patience)
             except OperationError as error:
                 outcomes[pooler.name] = "recovery failed: %s" % error
                 # A pooler whose guardian has died would stay paused.
@@ -470,15 +468,23 @@ def add_resume_steps(plan: Plan, redirection: Redirection, resume: t.Callable[[]
         plan.add("resume %s towards %s" % (pooler.name, redirection._new.name), _nothing if number else resume, **pooler.diff())
 
 
-def drain(guardian: Guardian, deadline: Deadline) -> None:
-    """A request may be under way whose answer nobody has read. Raises WaitTimeout where no answer comes."""
-    while guardian.waiting:
+def ask_to_recover(guardian: Guardian) -> None:
+    """Let a guardian put its part back. Requests may be under way whose answers nobody has read."""
+    # Where it is gone, whoever waits for its answer finds out.
+    with contextlib.suppress(OperationError):
+        guardian.start("recover")
+
+
+def told_of_recovery(guardian: Guardian, deadline: Deadline) -> str:
+    """The answer to ask_to_recover(), which comes after all others. Errors are those of Guardian."""
+    while guardian.waiting > 1:
         try:
             guardian.finish(deadline)
         except WaitTimeout:
             raise
         except OperationError:
             continue
+    return str(guardian.finish(deadline))
 
 
 def same_target(entry: t.Mapping[str, str], running: t.Mapping[str, t.Any] | None) -> bool:

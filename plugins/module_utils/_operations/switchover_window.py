@@ -42,7 +42,7 @@ from .._sql.values import lsn_to_int
 from .._wait import Deadline, wait_for
 from .follow import read_history
 from .members import Run
-from .poolers import Pooler, Redirection, drain
+from .poolers import Pooler, Redirection, ask_to_recover, told_of_recovery
 from .promotion import Promotion, wait_until_promoted
 from .switchover_checks import Conditions
 
@@ -257,12 +257,10 @@ class Window:
             # The poolers first: they wait for a node to accept writes, and one that does not answer must not hold up the others.
             guardians = [*self.redirection.guardians, self.guard_candidate, self.guard_node]
             for guardian in guardians:
-                with contextlib.suppress(OperationError):
-                    drain(guardian, Deadline(self.limit.left + 2))
-                    guardian.start("recover")
+                ask_to_recover(guardian)
             for guardian in guardians:
                 try:
-                    outcomes[guardian.name] = str(guardian.finish(patience))
+                    outcomes[guardian.name] = told_of_recovery(guardian, patience)
                 except OperationError as error:
                     outcomes[guardian.name] = "recovery failed: %s" % error
                     silent.append(guardian)
