@@ -184,6 +184,12 @@ findings:
   returned: when it was refused
   type: list
   elements: str
+needs_fencing:
+  description: Nodes whose fencing by other means is all that is missing. Fence them, and name them in O(fenced).
+  returned: when it was refused
+  type: list
+  elements: str
+  sample: [db1]
 recovery:
   description: What was put back, and where the poolers lead.
   returned: when it failed after it had begun

@@ -6,6 +6,7 @@ Usage: operation_driver.py OPERATION OPTIONS.json ACCIDENT [MOMENT]
 
 OPERATION is a key of OPERATIONS. ACCIDENT is ``none``, ``kill`` (SIGKILL of this process), ``hang`` (this process stops working and goes on 60 s
 later), ``stop`` (until it gets SIGCONT), ``error`` (the step fails) or ``ask``: it prints a line AT and reads one, which is ``go`` or ``error``.
+``wait`` is none, and has no moment: it opens all connections, prints a line READY and begins when it reads a line.
 
 MOMENT is PLACE.NAME.WHEN, and only the first such moment counts, or the Nth where NAME ends with #N:
 
@@ -134,11 +135,15 @@ def main():
     os.setgid(account.pw_gid)
     os.setuid(account.pw_uid)
     sys.executable = "/usr/bin/python3"  # what a module runs with; the tests' own may not be open to this user
-    if sys.argv[3] != "none":
+    if sys.argv[3] not in ("none", "wait"):
         arrange(Accident(sys.argv[3], sys.argv[4]))
     operation = getattr(found, operation_class)(with_defaults(options, getattr(found, spec).argument_spec), Context(False, print))
     result = {"failed": False}
     try:
+        if sys.argv[3] == "wait":
+            operation.prepare()
+            print("READY", flush=True)
+            sys.stdin.readline()
         plan = operation.plan(operation.observe())
         plan.execute()
         seen = operation.observe()

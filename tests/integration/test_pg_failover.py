@@ -59,6 +59,24 @@ def drive(site, wanted, moment):
     return json.loads(driven(site, wanted, "error", moment).communicate(timeout=120)[0].splitlines()[-1])
 
 
+@contextlib.contextmanager
+def waiting(site, wanted):
+    """A process that has all connections open; the yielded function lets it look at the cluster and returns what came out."""
+    path = site.lab.path / "failover.json"
+    path.write_text(json.dumps(wanted))
+    driver = pathlib.Path(__file__).with_name("operation_driver.py")
+    process = subprocess.Popen(
+        [sys.executable, driver, "failover", path, "wait"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/",
+        env={**os.environ, "PYTHONPATH": str(collections_path())},
+    )  # fmt: skip
+    try:
+        assert process.stdout.readline() == "READY\n"
+        yield lambda: json.loads(process.communicate("go\n", timeout=120)[0].splitlines()[-1])
+    finally:
+        process.kill()
+        process.wait(30)
+
+
 def refused(result, *words, error="Refused"):
     assert result["failed"] and result["error"] == error, result
     for word in words:
@@ -96,6 +114,24 @@ def test_a_killed_primary_under_load(site):
         assert "port=%d" % old.port not in pooler.databases_file.read_text()
     assert SUPERUSER_PASSWORD not in json.dumps(real)
     new.wait_for_standbys(1)
+
+
+def test_a_process_that_waits_with_its_connections_open(site):
+    """It begins with those; what ended meanwhile is opened again."""
+    old = site.primary
+    standbys = [node for node in site.nodes if node is not old]
+    with waiting(site, options(site, tries=1)) as go:
+        for node in site.nodes:
+            assert node.value("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgfleet.ops' AND state = 'idle'") == 1
+        standbys[0].stop()
+        standbys[0].start()
+        site.poolers[0].stop()
+        site.poolers[0].start()
+        caught_up(old, *standbys)
+        crash(old)
+        result = go()
+    assert not result["failed"] and result["primary"] == site.primary.name != old.name, result
+    assert site.paused() == [] and all(writes_through(pooler)[0] for pooler in site.poolers)
 
 
 def test_a_primary_that_answers(site):
@@ -188,7 +224,11 @@ def test_a_host_that_is_gone(site):
     caught_up(old, *[node for node in site.nodes if node is not old])
     nodes = without_host(site, old)
     crash(old)
-    refused(fail_over(site, nodes=nodes), "no proof", "fenced")
+    result = fail_over(site, nodes=nodes)
+    refused(result, "no proof", "fenced")
+    assert result["needs_fencing"] == [old.name], result
+    # Nobody shall fence what would not help.
+    assert fail_over(site, nodes=nodes, max_data_loss_bytes=0)["needs_fencing"] == []
     refused(fail_over(site, nodes=nodes, fenced=[old.name], max_data_loss_bytes=0), "max_data_loss_bytes is 0", "not known")
     result = fail_over(site, nodes=nodes, fenced=[old.name])
     assert not result["failed"] and not result["data_loss"]["known"] and result["proof"][old.name]["kind"] == "vouched", result
@@ -202,6 +242,8 @@ def test_a_host_that_is_vouched_for_and_reached(site):
         if entry["name"] == primary.name:
             del entry["data_directory"]
     refused(fail_over(site, nodes=nodes, fenced=[primary.name]), "%s is reached still" % primary.name)
+    assert fail_over(site, nodes=nodes)["needs_fencing"] == []
+    assert fail_over(site, nodes=nodes, if_reached="fence")["needs_fencing"] == [primary.name]
     assert site.primary is primary and site.paused() == []
 
 

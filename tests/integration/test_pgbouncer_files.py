@@ -123,7 +123,7 @@ def test_the_editor_refuses_just_what_pgbouncer_refuses(pooler, text, data):
     except InvalidInput as error:
         # PgBouncer looks into that one only when a client comes, of a port it reads the digits that it begins with, and it takes an entry without a name.
         assume('database "*"' not in error.message and "the port is not a number" not in error.message)
-        assume(not re.search(r"^\s*=", text, re.MULTILINE))
+        assume(not re.search(r"(^|\])\s*=", text, re.MULTILINE))
         refused = True
     else:
         refused = False

@@ -88,21 +88,20 @@ def test_what_may_be_lost():
 
 def test_reasons_against_it():
     candidate = standby("db2")
-    nothing = Loss(0, True, "")
     reached = [Opinion("this host", "db1", "silent"), Opinion("the host of db3", "db1", "answers"), Opinion("pooler1", "db1", "unknown", "no shell")]
-    (found,) = failover.refusals(reached, [], nothing, 0, candidate, "refuse")
+    found = failover.still_reached(reached, [], "refuse")["db1"]
     assert found.startswith("db1 is reached still (the host of db3: it answers there), so it is not lost") and "if_reached" not in found
-    (found,) = failover.refusals(reached, ["db1"], nothing, 0, candidate, "refuse")
-    assert "set if_reached to fence" in found
-    assert failover.refusals(reached, ["db1"], nothing, 0, candidate, "fence") == []
+    assert "set if_reached to fence" in failover.still_reached(reached, ["db1"], "refuse")["db1"]
+    assert failover.still_reached(reached, ["db1"], "fence") == {}
     # What cannot be ended cannot be fenced.
-    assert failover.refusals(reached, [], nothing, 0, candidate, "fence") != []
-    assert failover.refusals(reached[:1] + reached[2:], [], nothing, 0, candidate, "refuse") == []
-    (found,) = failover.refusals([], [], Loss(11, True, "why"), 10, candidate, "refuse")
+    assert list(failover.still_reached(reached, [], "fence")) == ["db1"]
+    assert failover.still_reached(reached[:1] + reached[2:], [], "refuse") == {}
+    (found,) = failover.too_much_lost(Loss(11, True, "why"), 10, candidate)
     assert found == "11 bytes of WAL would be lost with db2, max_data_loss_bytes is 10: why"
-    (found,) = failover.refusals([], [], Loss(0, False, "it is not known"), 0, candidate, "refuse")
+    (found,) = failover.too_much_lost(Loss(0, False, "it is not known"), 0, candidate)
     assert "max_data_loss_bytes is 0, and it is not known" in found
-    assert failover.refusals([], [], Loss(0, False, "it is not known"), 1, candidate, "refuse") == []
+    assert failover.too_much_lost(Loss(0, False, "it is not known"), 1, candidate) == []
+    assert failover.too_much_lost(Loss(0, True, ""), 0, candidate) == []
 
 
 class Listener:

@@ -150,28 +150,24 @@ def judge_loss(cluster: Cluster, candidate: Node, members: t.Sequence[Member], l
     )
 
 
-def refusals(opinions: t.Sequence[Opinion], may_fence: t.Collection[str], loss: Loss, max_data_loss_bytes: int, candidate: Node, if_reached: str) -> list[str]:
-    """Reasons against the failover, besides missing proof. ``may_fence``: nodes that can be stopped from here."""
-    found = []
+def still_reached(opinions: t.Sequence[Opinion], may_fence: t.Collection[str], if_reached: str) -> dict[str, str]:
+    """Nodes that somebody reaches, by name, with the reason against the failover. ``may_fence``: nodes that can be stopped from here."""
+    found = {}
     for about in dict.fromkeys(opinion.about for opinion in opinions):
         reached = [opinion for opinion in opinions if opinion.about == about and opinion.reaches]
         if reached and not (if_reached == "fence" and about in may_fence):
-            found.append(
-                "%s is reached still (%s), so it is not lost: mend the way to it, or move it with pgfleet.ops.pg_switchover%s"
-                % (
-                    about,
-                    "; ".join(map(str, reached)),
-                    ", or set if_reached to fence, which stops it first" if about in may_fence else "",
-                )
+            found[about] = "%s is reached still (%s), so it is not lost: mend the way to it, or move it with pgfleet.ops.pg_switchover%s" % (
+                about,
+                "; ".join(map(str, reached)),
+                ", or set if_reached to fence, which stops it first" if about in may_fence else "",
             )
-    return found + loss_refusals(loss, max_data_loss_bytes, candidate)
-
-
-def loss_refusals(loss: Loss, max_data_loss_bytes: int, candidate: Node) -> list[str]:
-    """Whether that is more than the user allows."""
-    found = []
-    if loss.bytes > max_data_loss_bytes:
-        found.append("%d bytes of WAL would be lost with %s, max_data_loss_bytes is %d: %s" % (loss.bytes, candidate.name, max_data_loss_bytes, loss.text))
-    elif not loss.known and max_data_loss_bytes == 0:
-        found.append("max_data_loss_bytes is 0, and %s. Set it to what you are ready to lose" % loss.text)
     return found
+
+
+def too_much_lost(loss: Loss, max_data_loss_bytes: int, candidate: Node) -> list[str]:
+    """The reason against the failover in what it loses, or none."""
+    if loss.bytes > max_data_loss_bytes:
+        return ["%d bytes of WAL would be lost with %s, max_data_loss_bytes is %d: %s" % (loss.bytes, candidate.name, max_data_loss_bytes, loss.text)]
+    if not loss.known and max_data_loss_bytes == 0:
+        return ["max_data_loss_bytes is 0, and %s. Set it to what you are ready to lose" % loss.text]
+    return []

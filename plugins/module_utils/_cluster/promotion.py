@@ -58,13 +58,18 @@ class Proof:
 
 @dataclasses.dataclass
 class Judgement:
-    """``refusals`` are the reasons against the promotion, a sentence each, empty when there is none."""
+    """``reasons`` against the promotion and what is missing for want of a proof (``unproven``, by node), a sentence each."""
 
     proof: dict[str, Proof] = dataclasses.field(default_factory=dict)
-    refusals: list[str] = dataclasses.field(default_factory=list)
+    reasons: list[str] = dataclasses.field(default_factory=list)
+    unproven: dict[str, str] = dataclasses.field(default_factory=dict)
     warnings: list[str] = dataclasses.field(default_factory=list)
     missing_bytes: int = 0
     """What the candidate lacks of the WAL that other members are known to have."""
+
+    @property
+    def refusals(self) -> list[str]:
+        return [*self.reasons, *self.unproven.values()]
 
     @property
     def to_fence(self) -> list[str]:
@@ -81,7 +86,7 @@ def judge(members: t.Sequence[Member], candidate: Member, max_data_loss_bytes: i
     ``may_stop``: a server that answers nobody and runs on a host that can be asked is stopped before the promotion.
     """
     found = Judgement()
-    refuse = found.refusals.append
+    refuse = found.reasons.append
     _judge_candidate(candidate, refuse)
     places: dict[str, str] = {}
     for member in members:
@@ -126,7 +131,7 @@ def _judge_held(member: Member, refuse: t.Callable[[str], None]) -> None:
 
 def _judge_standby(member: Member, found: Judgement) -> None:
     """A member that answers, in recovery."""
-    name, server, refuse = member.name, member.server or {}, found.refusals.append
+    name, server, refuse = member.name, member.server or {}, found.reasons.append
     if server.get("being_promoted"):
         refuse("%s is being promoted (%s): wait until it is the primary, or prove that it is not promoted, before anything else is" % (
             name, server["being_promoted"]))  # fmt: skip
@@ -142,7 +147,7 @@ def _judge_standby(member: Member, found: Judgement) -> None:
 
 def _judge_silent(member: Member, found: Judgement, may_stop: bool) -> None:
     """A member that does not answer."""
-    name, node, host, refuse = member.name, member.node, member.host, found.refusals.append
+    name, node, host, refuse = member.name, member.node, member.host, found.reasons.append
     silence = "%s (%s:%d) does not answer (%s)" % (name, node.host, node.port, node.problem)
     proofs = (
         "Proof would be that its host says that no server works there (options data_directory and shell),"
@@ -167,19 +172,20 @@ def _judge_silent(member: Member, found: Judgement, may_stop: bool) -> None:
         found.proof[name] = Proof("vouched", "the option fenced names it; nothing else is known of it")
         found.warnings.append("%s does not answer and counts as fenced because the option fenced names it: if it comes back as a primary, there are two" % name)
     else:
-        refuse("%s, which is no proof that it is down, and its host cannot be asked: %s. %s" % (silence, member.host_problem.rstrip("."), proofs))
+        problem = member.host_problem.rstrip(".")
+        found.unproven[name] = "%s, which is no proof that it is down, and its host cannot be asked: %s. %s" % (silence, problem, proofs)
 
 
 def _compare(member: Member, candidate: Member, max_data_loss_bytes: int, found: Judgement) -> None:
     """Nobody may have a newer timeline, or more WAL of the same one."""
     if member.timeline > candidate.timeline:
-        found.refusals.append("the candidate %s is on timeline %d, older than timeline %d of %s" % (
+        found.reasons.append("the candidate %s is on timeline %d, older than timeline %d of %s" % (
             candidate.name, candidate.timeline, member.timeline, member.name))  # fmt: skip
     elif member.timeline == candidate.timeline and member.position is not None:
         missing = max(0, member.position - (candidate.position or 0))
         found.missing_bytes = max(found.missing_bytes, missing)
         if missing > max_data_loss_bytes:
-            found.refusals.append(
+            found.reasons.append(
                 "%s has WAL up to %s, the candidate %s only up to %s: %d bytes would be lost, max_data_loss_bytes is %d"
                 % (member.name, int_to_lsn(member.position), candidate.name, int_to_lsn(candidate.position or 0), missing, max_data_loss_bytes)
             )

@@ -115,6 +115,11 @@ class Guardian:
         self.start(request, **arguments)
         return self.finish(deadline)
 
+    @property
+    def ended(self) -> bool:
+        """Whether its process, or the shell that leads to it, has ended."""
+        return self._process.poll() is not None
+
     def close(self) -> None:
         """End the pipe. An armed guardian recovers now, one that is not ends."""
         for stream in (self._requests, self._answers, self._complaints):

@@ -19,6 +19,7 @@ from .._parallel import ask_all
 from .._plan import Plan
 from .._sql.connection import Target, connect
 from .._sql.node_state import fetch_node_state
+from .._sql.readers import Readers
 from .._sql.values import int_to_lsn
 from .._wait import Deadline
 
@@ -58,12 +59,15 @@ def check_nodes(nodes: t.Sequence[t.Mapping[str, t.Any]]) -> None:
             raise InvalidInput("two entries of the option nodes have the same %s: %s" % (what, ", ".join(twice)))
 
 
-def observe_cluster(params: t.Mapping[str, t.Any], timeout: float, read_only: bool) -> Cluster:
-    """Ask every node of the option ``nodes`` at once; together they take at most ``timeout`` seconds."""
+def observe_cluster(params: t.Mapping[str, t.Any], timeout: float, read_only: bool, readers: Readers | None = None) -> Cluster:
+    """Ask every node of the option ``nodes`` at once; together they take at most ``timeout`` seconds. ``readers`` keeps the connections open."""
     deadline = Deadline(timeout)
 
     def ask(entry: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
-        session = connect(Target.from_params(params, host=entry["host"], port=entry["port"]), timeout=deadline.left, read_only=read_only)
+        target = Target.from_params(params, host=entry["host"], port=entry["port"])
+        if readers is not None:
+            return readers.ask(target, deadline, lambda session: fetch_node_state(session, deadline))
+        session = connect(target, timeout=deadline.left, read_only=read_only)
         try:
             return fetch_node_state(session, deadline)
         finally:

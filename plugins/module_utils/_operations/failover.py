@@ -25,7 +25,7 @@ import os
 import time
 import typing as t
 
-from .._cluster.failover import ASYNCHRONOUS_LOSS_BYTES, Loss, Opinion, choose, furthest, judge_loss, loss_refusals, lost_node, refusals
+from .._cluster.failover import ASYNCHRONOUS_LOSS_BYTES, Loss, Opinion, choose, furthest, judge_loss, lost_node, still_reached, too_much_lost
 from .._cluster.model import Cluster, Node, parse_synchronous
 from .._cluster.timeline import why_diverged
 from .._errors import CommandFailed, InvalidInput, NotConfirmed, NotReachable, OperationError, Refused, SplitBrainRisk
@@ -35,6 +35,7 @@ from .._host.instance import find_bin_directory
 from .._module import LOGIN, ArgumentSpec, Context, Operation
 from .._parallel import ask_all
 from .._plan import Plan
+from .._sql.readers import Readers
 from .._wait import Deadline
 from .failover_steps import CATCH_UP_SECONDS, Steps
 from .follow import read_history
@@ -82,13 +83,24 @@ class Failover(Operation):
 
     def __init__(self, params: t.Mapping[str, t.Any], context: Context) -> None:
         super().__init__(params, context)
-        self.run = Run({**params, "lag_limit_bytes": 16777216, "prepare_timeout": 60})
+        self.run = Run({**params, "lag_limit_bytes": 16777216, "prepare_timeout": 60}, Readers())
         self._promotion: Promotion | None = None
         self._first: Seen | None = None
         self._steps: Steps | None = None
 
     def close(self) -> None:
         self.run.close()
+
+    def prepare(self) -> None:
+        """Open the connections that a failover needs, for a process that waits for the loss of a primary: decision and steps then take these.
+
+        A part of the cluster that does not answer is left out.
+        """
+        self._check()
+        cluster = self._ask_servers()
+        self._start_guardians(cluster)
+        poolers = look_at_poolers(self.run, cluster, cluster.primary, []) if cluster.primary else []
+        self.run.set_aside({pooler.name: pooler.console for pooler in poolers if pooler.console})
 
     # -- what is there ---------------------------------------------------------------------------------------------
 
@@ -159,14 +171,7 @@ class Failover(Operation):
         candidate = cluster.node(params["candidate"]) if params["candidate"] else chosen
         if candidate is None:
             return Seen(cluster, None, refusals=refused)
-        for node in cluster.nodes:
-            entry = self.run.entry(node)
-            directory = entry["data_directory"] or (node.state or {}).get("data_directory")
-            if not directory:
-                continue
-            # A host that cannot be asked is asked again by the look, which takes note of the reason.
-            with contextlib.suppress(CommandFailed, NotReachable):
-                self.run.guardian_of_node(node, directory, entry["config_file"] or (node.state or {}).get("config_file"))
+        self._start_guardians(cluster)
         # The look itself refuses no loss: that is judged here, with all that can be known, and once more by the last look.
         self._promotion = Promotion(self.run, candidate.name, params["fenced"], 2**63, what="failover", may_stop=True, answer_seconds=params["answer_timeout"])
         looked = self._promotion.look()
@@ -178,6 +183,16 @@ class Failover(Operation):
         opinions = self._ask_around(cluster, silent, poolers)
         loss = judge_loss(cluster, candidate, looked.members, lost, self._wal_beyond(candidate, lost, looked))
         return Seen(cluster, candidate, poolers, (), looked, opinions, lost, loss)
+
+    def _start_guardians(self, cluster: Cluster) -> None:
+        for node in cluster.nodes:
+            entry = self.run.entry(node)
+            directory = entry["data_directory"] or (node.state or {}).get("data_directory")
+            if not directory:
+                continue
+            # A host that cannot be asked is asked again by the look, which takes note of the reason.
+            with contextlib.suppress(CommandFailed, NotReachable):
+                self.run.guardian_of_node(node, directory, entry["config_file"] or (node.state or {}).get("config_file"))
 
     def _ask_around(self, cluster: Cluster, silent: t.Sequence[Node], poolers: t.Sequence[Pooler]) -> list[Opinion]:
         """What this host, the hosts of the standbys and of the poolers, and the standbys' receivers see of the nodes that do not answer us."""
@@ -280,7 +295,7 @@ class Failover(Operation):
         if seen.lost is None or not candidate.reachable:
             return
         seen.loss = judge_loss(looked.cluster, candidate, looked.members, seen.lost, self._wal_beyond(candidate, seen.lost, looked))
-        found = loss_refusals(seen.loss, self._limit, candidate)
+        found = too_much_lost(seen.loss, self._limit, candidate)
         if found:
             raise Refused("; ".join(found), findings=found, **self._facts(seen))
 
@@ -360,18 +375,22 @@ class Failover(Operation):
     def _refuse(self, seen: Seen) -> None:
         looked, loss, candidate = t.cast(Looked, seen.looked), t.cast(Loss, seen.loss), t.cast(Node, seen.candidate)
         t.cast(Promotion, self._promotion).refuse_primaries(looked)
-        found = list(looked.judgement.refusals)
-        can_be_ended = looked.judgement.to_stop + looked.judgement.to_fence
-        found += refusals(seen.opinions, can_be_ended, loss, self._limit, candidate, self.params["if_reached"])
+        judgement = looked.judgement
+        reached = still_reached(seen.opinions, judgement.to_stop + judgement.to_fence, self.params["if_reached"])
+        others = judgement.reasons + too_much_lost(loss, self._limit, candidate)
         for pooler in seen.poolers:
             if pooler.view.paused:
-                found.append("pooler %s: %s is paused already; RESUME it first if nothing else pauses it" % (pooler.name, ", ".join(pooler.view.paused)))
+                others.append("pooler %s: %s is paused already; RESUME it first if nothing else pauses it" % (pooler.name, ", ".join(pooler.view.paused)))
             if pooler.view.problem and self.params["unreachable_poolers"] == "fail":
-                found.append("pooler %s: %s" % (pooler.name, pooler.view.problem))
+                others.append("pooler %s: %s" % (pooler.name, pooler.view.problem))
+        found = [*others, *judgement.unproven.values(), *reached.values()]
         if found:
+            # Whoever is fenced by other means is reached by nobody afterwards.
+            in_the_way = set(reached) - (set(judgement.unproven) if self.params["if_reached"] == "fence" else set())
             raise Refused(
                 "the failover to %s was not begun, nothing was changed: %s" % (candidate.name, "; ".join(found)),
                 findings=found,
+                needs_fencing=[] if others or in_the_way else list(judgement.unproven),
                 **self._facts(seen),
             )
 

@@ -17,7 +17,9 @@ from .._cluster.switchover import slot_name
 from .._errors import InvalidInput, OperationError, Refused
 from .._host.guardian import Guardian
 from .._host.instance import Instance
+from .._pgbouncer.console import Console
 from .._sql.connection import Session, Target, connect
+from .._sql.readers import Readers
 from .._wait import Deadline
 from .cluster_info import NODE_OPTIONS, check_nodes, describe, observe_cluster
 
@@ -67,16 +69,22 @@ def check_methods(params: t.Mapping[str, t.Any]) -> None:
 
 
 class Run:
-    """What one operation on a cluster holds while it runs: connections, guardians, the clock, and what is told at the end."""
+    """What one operation on a cluster holds while it runs: connections, guardians, the clock, and what is told at the end.
 
-    def __init__(self, params: t.Mapping[str, t.Any]) -> None:
+    ``readers`` keeps the connections by which the nodes are asked open; without it each look opens its own.
+    """
+
+    def __init__(self, params: t.Mapping[str, t.Any], readers: Readers | None = None) -> None:
         self.params = params
+        self.readers = readers
         self.guardians: dict[tuple[str, str], Guardian] = {}
         """By what they guard (``node`` or ``pooler``) and its name: a host may be both."""
         self.timing: dict[str, float] = {}
         self.result: dict[str, t.Any] = {}
         self.warnings: list[str] = []
-        self._open: list[t.Any] = []
+        self._open: list[t.Any] = [readers] if readers else []
+        self._spare_guardians: dict[tuple[str, str], Guardian] = {}
+        self._spare_consoles: dict[str, Console] = {}
         self._marked = 0.0
 
     def keep(self, part: T) -> T:
@@ -112,9 +120,25 @@ class Run:
         return self.keep(connect(self.target(node), read_only=read_only))
 
     def guardian(self, name: str, shell: t.Sequence[str], options: t.Mapping[str, t.Any]) -> Guardian:
-        guardian = self.keep(Guardian(name, shell, options, patience=self.params["timeout"] / 2))
+        guardian = self._spare_guardians.pop((options["part"], name), None)
+        if guardian is None or guardian.ended:
+            guardian = self.keep(Guardian(name, shell, options, patience=self.params["timeout"] / 2))
         self.guardians[options["part"], name] = guardian
         return guardian
+
+    def console(self, name: str, target: Target, timeout: float) -> Console:
+        """The console of a pooler. Raises AuthenticationFailed, Rejecting or NotReachable."""
+        console = self._spare_consoles.pop(name, None)
+        if console is not None:
+            with contextlib.suppress(OperationError):
+                console.show("VERSION", Deadline(timeout))
+                return console
+        return self.keep(Console.open(target, timeout=timeout))
+
+    def set_aside(self, consoles: t.Mapping[str, Console]) -> None:
+        """What was started so far is for later: whoever asks for a guardian or a console next is given it, once."""
+        self._spare_guardians, self.guardians = self.guardians, {}
+        self._spare_consoles = dict(consoles)
 
     def guardian_of_node(self, node: Node, data_directory: str, config_file: str | None) -> Guardian:
         """One that can also start the node's server; the options have been seen by ``check_methods``. Raises InvalidInput where this user may not."""
@@ -157,7 +181,7 @@ class Run:
 
     def observe(self, timeout: float = 10) -> Cluster:
         """Ask every node; together they take at most ``timeout`` seconds."""
-        return observe_cluster(self.params, timeout=timeout, read_only=True)
+        return observe_cluster(self.params, timeout=timeout, read_only=True, readers=self.readers)
 
     def describe(self, cluster: Cluster) -> dict[str, t.Any]:
         return describe(cluster, self.params["lag_limit_bytes"], "priority", ())

@@ -138,7 +138,7 @@ def _look(
 ) -> PoolerView:  # fmt: skip
     # Also where its console does not answer: it sees nodes.
     pooler.guardian = start_guardian(run, pooler)
-    pooler.console = run.keep(Console.open(pooler.target, timeout=5))
+    pooler.console = run.console(pooler.name, pooler.target, timeout=5)
     pooler.text = pooler.new_text = pooler.guardian.call("look", deadline)["text"]
     _retarget(run.params, pooler, cluster, candidate, lost, astray)
     entries = pooler.entries

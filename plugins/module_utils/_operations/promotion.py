@@ -106,8 +106,8 @@ class Promotion:
 
     def _ask_server(self, node: Node) -> dict[str, t.Any]:
         deadline = Deadline(self._answer_seconds)
-        session = connect(self._run.target(node), timeout=deadline.left, read_only=True)
-        try:
+
+        def ask(session: Session) -> dict[str, t.Any]:
             if session.ask_value("SELECT rolsuper FROM pg_roles WHERE rolname = current_user", deadline) != "t":
                 raise Refused(
                     'the login "%s" is no superuser on %s, nothing was changed' % (session.target.user, node.name),
@@ -126,6 +126,12 @@ class Promotion:
                 "being_promoted": begun,
                 "ends_recovery": [row["name"] for row in session.ask(ENDS_RECOVERY, deadline)],
             }
+
+        if self._run.readers is not None:
+            return self._run.readers.ask(self._run.target(node), deadline, ask)
+        session = connect(self._run.target(node), timeout=deadline.left, read_only=True)
+        try:
+            return ask(session)
         finally:
             session.close()
 

@@ -495,7 +495,10 @@ def _parse_pairs(value: str) -> list[_Pair]:
         if not text:
             raise ValueError("%s is empty" % key)
         pairs.append(_Pair(key, text, start, begin, i, quoted))
-        i += 1  # PgBouncer drops the character behind a value, whatever it is
+        # PgBouncer drops the byte behind a value, whatever it is; the rest of a longer character would be left.
+        if i < size and not value[i].isascii():
+            raise ValueError("behind the quotes of %s comes %s instead of a space" % (key, value[i]))
+        i += 1
 
 
 def _with(value: str, key: str, new: str) -> str:
