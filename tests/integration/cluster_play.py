@@ -34,7 +34,7 @@ def inventory(site, hosts=None, **variables):
         "postgresql_node_method": "pg_ctl", "postgresql_node_address": "127.0.0.1", "postgresql_node_bin_directory": str(BIN),
         "postgresql_node_superuser_password": SUPERUSER_PASSWORD, "postgresql_node_replication_user": "postgres",
         "pgbouncer_method": "process", "pgbouncer_address": "127.0.0.1", "pgbouncer_admin_user": "pooler_admin",
-        "pgbouncer_admin_password": SUPERUSER_PASSWORD, **variables,
+        "pgbouncer_admin_password": SUPERUSER_PASSWORD, "pgfleet_lock_directory": str(site.lab.path / "lock"), **variables,
     }  # fmt: skip
     members = {**nodes, **poolers}
     for name, own in (hosts or {}).items():

@@ -20,30 +20,26 @@ def site():
         yield Site(lab)
 
 
-def run(site, playbook, *arguments, variables=None, **options):
-    return play(site, playbook, *arguments, variables={"pgfleet_lock_directory": str(site.lab.path / "lock"), **(variables or {})}, **options)
-
-
 def test_a_scheduler_that_looks_and_replaces_what_is_lost(site):
     db1, db2, db3 = site.nodes
     before = site.fingerprint()
-    output, changes = run(site, "check_failover")
+    output, changes = play(site, "check_failover")
     assert sum(changes.values()) == 0 and "primary: db1" in output and site.fingerprint() == before, output
     assert not list((site.lab.path / "lock").glob("*"))
-    output, _changes = run(site, "fail_over", fails=True)
+    output, _changes = play(site, "fail_over", fails=True)
     assert "db1 is the primary and answers, nothing was changed" in output
     caught_up(db1, db2, db3)
     crash(db1)
-    output, changes = run(site, "check_failover", "--check")
+    output, changes = play(site, "check_failover", "--check")
     assert sum(changes.values()) > 0 and site.primaries == [] and not (db1.data / "standby.signal").exists(), output
-    output, changes = run(site, "check_failover")
+    output, changes = play(site, "check_failover")
     new = site.primary
     assert "primary: %s" % new.name in output and "may be lost: 0 bytes" in output and "bring back with clone_standby: db1" in output, output
     assert site.paused() == [] and new is not db1
     for pooler in site.poolers:
         with pooler.connect("app") as connection:
             assert connection.execute("SELECT NOT pg_is_in_recovery()").fetchone() == (True,)
-    output, changes = run(site, "check_failover")
+    output, changes = play(site, "check_failover")
     assert sum(changes.values()) == 0, output
     db1.start()
     assert db1.in_recovery and site.primaries == [new]
@@ -57,9 +53,9 @@ def test_a_host_that_does_not_answer(site):
     gone = {"db1": {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 9, "pgfleet_shell": ["false"]}}
     shell = ["env", "PATH=/usr/bin:/bin", "setpriv", "--reuid", "postgres", "--regid", "postgres", "--clear-groups", "--"]
     hosts = {**gone, **{name: {"pgfleet_shell": shell} for name in ("db2", "db3", "pooler1", "pooler2")}}
-    output, _changes = run(site, "fail_over", fails=True, hosts=hosts)
+    output, _changes = play(site, "fail_over", fails=True, hosts=hosts)
     assert "is no proof that it is down" in output and site.primaries == [], output
-    output, _changes = run(site, "fail_over", fenced="db1", hosts=hosts, candidate="db3")
+    output, _changes = play(site, "fail_over", fenced="db1", hosts=hosts, candidate="db3")
     assert "primary: db3" in output and site.primaries == [db3] and site.paused() == [], output
     db3.wait_for_standbys(1)
 
@@ -80,9 +76,9 @@ def test_a_fencing_method_makes_the_proof(site, tmp_path):
     done = tmp_path / "fenced"
     hosts = out_of_reach(["sh", "-c", 'touch %s; kill -9 "$@"' % done, "fence", *map(str, processes_of(db1))])
     with frozen(processes_of(db1)):
-        output, _changes = run(site, "fail_over", "--check", hosts=hosts, **FENCING)
+        output, _changes = play(site, "fail_over", "--check", hosts=hosts, **FENCING)
         assert "fence db1 by" in output and not done.exists(), output
-        output, changes = run(site, "check_failover", hosts=hosts, **FENCING, rejoin=True)
+        output, changes = play(site, "check_failover", hosts=hosts, **FENCING, rejoin=True)
         assert done.exists() and "the hosts of db1 do not answer; bring them back later" in output and sum(changes.values()) > 0, output
     assert site.primary in (db2, db3) and site.paused() == []
     site.primary.wait_for_standbys(1)
@@ -94,7 +90,7 @@ def test_a_fencing_method_that_only_says_so_is_found_out(site):
     caught_up(db1, db2, db3)
     with frozen(processes_of(db1)):
         hosts = out_of_reach(["kill", "-CONT", *map(str, processes_of(db1))])
-        output, _changes = run(site, "fail_over", fails=True, hosts=hosts, **FENCING)
+        output, _changes = play(site, "fail_over", fails=True, hosts=hosts, **FENCING)
     assert "is the primary and answers" in output or "which is reached" in output or "is reached still" in output, output
     assert site.primary is db1 and site.paused() == []
 
@@ -103,7 +99,7 @@ def test_the_old_primary_is_brought_back_at_once(site):
     db1, db2, db3 = site.nodes
     caught_up(db1, db2, db3)
     crash(db1)
-    output, _changes = run(site, "fail_over", rejoin=True)
+    output, _changes = play(site, "fail_over", rejoin=True)
     assert "to be brought back: db1" in output, output
     new = site.primary
     assert new is not db1 and db1.in_recovery

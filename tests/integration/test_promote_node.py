@@ -19,7 +19,7 @@ def site():
 
 
 def run(site, *arguments, **options):
-    return play(site, "promote_node", *arguments, variables={"pgfleet_lock_directory": str(site.lab.path / "lock")}, **options)
+    return play(site, "promote_node", *arguments, **options)
 
 
 def test_a_lost_primary_and_a_standby_that_follows(site):

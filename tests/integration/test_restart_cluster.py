@@ -20,11 +20,6 @@ def site():
         yield Site(lab)
 
 
-@pytest.fixture
-def variables(site):
-    return {"pgfleet_lock_directory": str(site.lab.path / "lock")}
-
-
 def started(site):
     return {node.name: node.value("SELECT pg_postmaster_start_time()::text") for node in site.nodes}
 
@@ -97,8 +92,8 @@ def more_connections(site):
     return value
 
 
-def test_with_a_switchover_clients_see_no_error_and_a_second_run_does_nothing(site, variables):
-    options = {"variables": variables, "only_if_pending_restart": True}
+def test_with_a_switchover_clients_see_no_error_and_a_second_run_does_nothing(site):
+    options = {"only_if_pending_restart": True}
     primary, wanted, before = site.primary.name, more_connections(site), started(site)
     output, changed = play(site, "restart_cluster", "--check", **options)
     assert sum(changed.values()) > 0 and restarted(site, before) == set(), output
@@ -110,32 +105,32 @@ def test_with_a_switchover_clients_see_no_error_and_a_second_run_does_nothing(si
         assert set(changed.values()) == {0} and restarted(site, before) == set(), output
 
 
-def test_in_place_clients_see_no_error(site, variables):
+def test_in_place_clients_see_no_error(site):
     primary, wanted = site.primary.name, more_connections(site)
-    restart_under_load(site, variables=variables, primary="in_place")
+    restart_under_load(site, primary="in_place")
     assert values(site, "max_connections") == {wanted} and site.primary.name == primary
 
 
-def test_lower_settings_go_to_the_primary_first_and_by_no_other_way(site, variables):
+def test_lower_settings_go_to_the_primary_first_and_by_no_other_way(site):
     wanted, before = str(int(site.primary.value("SHOW max_connections")) - 20), started(site)
     configure(site, max_connections=wanted)
     for primary, order in (("switchover", "switchover"), ("skip", "standbys_only")):
-        output, _changed = play(site, "restart_cluster", fails=True, variables=variables, primary=primary)
+        output, _changed = play(site, "restart_cluster", fails=True, primary=primary)
         text = " ".join(output.split())
         assert "The order %s is not possible" % order in text and "its max_connections is %s after a restart, and that of" % wanted in text, output
     assert restarted(site, before) == set()
-    restart_under_load(site, variables=variables, primary="in_place")
+    restart_under_load(site, primary="in_place")
     assert values(site, "max_connections") == {wanted}
     times = started(site)
     assert min(times, key=times.get) == site.primary.name
 
 
-def test_nothing_is_restarted_while_a_standby_is_away(site, variables):
+def test_nothing_is_restarted_while_a_standby_is_away(site):
     before = started(site)
     away = next(node for node in site.nodes if node is not site.primary)
     away.stop()
     try:
-        output, _changed = play(site, "restart_cluster", fails=True, variables=variables)
+        output, _changed = play(site, "restart_cluster", fails=True)
         assert "Nothing was restarted" in output and "Connection refused" in output, output
     finally:
         away.start()
@@ -143,12 +138,12 @@ def test_nothing_is_restarted_while_a_standby_is_away(site, variables):
     assert restarted(site, before) == {away.name}
 
 
-def test_a_node_that_does_not_come_back_ends_it_and_nobody_is_left_waiting(site, variables):
+def test_a_node_that_does_not_come_back_ends_it_and_nobody_is_left_waiting(site):
     broken = next(node for node in site.nodes if node is not site.primary)
     before, text = started(site), broken.config_file.read_text()
     broken.write(broken.config_file, text + "shared_preload_libraries = 'no_such_library'\n")
     try:
-        output, _changed = play(site, "restart_cluster", fails=True, variables=variables, primary="in_place")
+        output, _changed = play(site, "restart_cluster", fails=True, primary="in_place")
         assert "no_such_library" in output and broken.pid is None and site.paused() == []
     finally:
         broken.write(broken.config_file, text)
@@ -157,14 +152,14 @@ def test_a_node_that_does_not_come_back_ends_it_and_nobody_is_left_waiting(site,
     assert restarted(site, before) == {broken.name}
 
 
-def test_a_transaction_that_holds_up_the_pause_is_named_and_its_node_is_left_alone(site, variables):
+def test_a_transaction_that_holds_up_the_pause_is_named_and_its_node_is_left_alone(site):
     """The failure of a loop prints what it loops over: no password may be in there, which play() looks for."""
     before = started(site)
     (port,) = [row["port"] for row in site.poolers[0].show("DATABASES") if row["name"] == "app_ro"]
     held = next(node for node in site.nodes if node.port == port)
     with site.poolers[0].connect("app_ro", application_name="nightly report") as connection, connection.transaction():
         connection.execute("SELECT 1")
-        output, _changed = play(site, "restart_cluster", fails=True, variables=variables, primary="in_place", restart_pause_timeout=1)
+        output, _changed = play(site, "restart_cluster", fails=True, primary="in_place", restart_pause_timeout=1)
         assert "app_ro" in output and "postgres" in output and site.paused() == [], output
         connection.execute("SELECT 1")
     assert not restarted(site, before) & {held.name, site.primary.name}
@@ -186,13 +181,13 @@ METHOD = """\
 """
 
 
-def test_a_method_of_ones_own_is_run_and_not_believed(site, variables):
+def test_a_method_of_ones_own_is_run_and_not_believed(site):
     method = site.lab.path / "restart.yml"
     method.write_text(METHOD)
     before = started(site)
-    output, _changed = play(site, "restart_cluster", fails=True, variables=variables, restart_method="restart_pg_ctl", primary="skip")
+    output, _changed = play(site, "restart_cluster", fails=True, restart_method="restart_pg_ctl", primary="skip")
     assert "restart_method" in output and restarted(site, before) == set(), output
-    options = {"variables": variables, "restart_method": str(method), "restart_timeout": 5}
+    options = {"restart_method": str(method), "restart_timeout": 5}
     output, _changed = play(site, "restart_cluster", fails=True, primary="skip", pretend=True, **options)
     assert "was to be restarted, and within 5 s it was not" in " ".join(output.split()), output
     assert restarted(site, before) == set() and site.paused() == []
@@ -201,9 +196,9 @@ def test_a_method_of_ones_own_is_run_and_not_believed(site, variables):
     whole(site)
 
 
-def test_bad_options(site, variables):
+def test_bad_options(site):
     before = started(site)
     for options, word in (({"primary": "maybe"}, "must be switchover, in_place or skip"), ({"candidate": "db7"}, "one of db1, db2, db3")):
-        output, _changed = play(site, "restart_cluster", fails=True, variables=variables, **options)
+        output, _changed = play(site, "restart_cluster", fails=True, **options)
         assert word in " ".join(output.split()), output
     assert restarted(site, before) == set()
