@@ -149,7 +149,7 @@ class Migrated:
         return json.loads(self.ansible("ansible-inventory", "--list"), object_hook=lambda found: found.get("__ansible_unsafe", found))
 
     def play(self, name, *arguments, **options):
-        locks = "pgfleet_lock_directory=%s" % (self.lab.path / "lock")
+        locks = "pgfleet_lock_directory=%s" % (self.base / "lock")
         return self.ansible("ansible-playbook", "pgfleet.ops." + name, "-e", locks, *arguments, **options)
 
 
