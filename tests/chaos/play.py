@@ -239,6 +239,8 @@ def repair(site, case, loss, old, candidate, played):
         wait_until(lambda: not site.guardians(), GUARDIAN_SECONDS)
     except AssertionError:
         played.violations.append("guardians still live %d s after the run that repaired: %s" % (GUARDIAN_SECONDS, site.guardians()))
+    if loss and final is candidate:
+        lead_by_hand(site, result, final, played)
     # A run that cannot set it back leaves the short one until the pooler's next RELOAD.
     unset = "pooler" in played.case or played.case.endswith((":controller", ":console"))
     if outside:
@@ -248,6 +250,23 @@ def repair(site, case, loss, old, candidate, played):
     left = [node.name for node in outside if not loss.comes_back]
     played.violations += eventually_sound(site, final.name, fenced, left, [LOGIN_RETRY, *([SHORT_LOGIN_RETRY] if unset else [])])
     return final, outside
+
+
+def lead_by_hand(site, result, primary, played):
+    """What a user does with a pooler that has slept through a failover and takes a standby for the primary: the run has to say so."""
+    for pooler in site.poolers:
+        led = site.pooler_state(pooler).file
+        node = next((node for node in site.nodes if node.name == led["app"] and node is not primary), None)
+        text = "pooler %s: the entry app leads to %s, which is a standby" % (pooler.name, led["app"])
+        if node and node.in_recovery and any(text in warning for warning in result["warnings_found"]):
+            played.details.append(text)
+            other = next(one for one in site.nodes if one not in (node, primary))
+            change = {"app": primary, "app_ro": other}
+            lines = pooler.databases_file.read_text().splitlines()
+            lines = [line for line in lines if line.partition(" = ")[0] not in change]
+            lines += ["%s = host=%s port=%d dbname=app" % (name, to.address, to.port) for name, to in change.items()]
+            pooler.databases_file.write_text("\n".join(lines) + "\n")
+            pooler.console().execute("RELOAD")
 
 
 def eventually_sound(site, primary, outside, gone, login_retries):

@@ -367,6 +367,26 @@ def test_a_pooler_that_is_gone_and_one_that_cannot_be_written(site):
     assert not result["failed"] and not result["changed"], result
 
 
+def test_a_pooler_that_was_left_and_an_old_primary_that_follows_already(site):
+    """Nothing tells any more that anything was lost, but that the pooler lets nobody in to where it leads. Without that it may be meant."""
+    pooler, standby = site.poolers[0], next(node for node in site.nodes if node.in_recovery)
+    text = pooler.databases_file.read_text()
+    pooler.databases_file.write_text(text.replace("app = host=127.0.0.1 port=%d" % site.primary.port, "app = host=127.0.0.1 port=%d" % standby.port))
+    with pooler.console() as console:
+        console.execute("RELOAD")
+        result = fail_over(site)
+        assert not result["failed"] and not result["changed"], result
+        assert any("the entry app leads to %s, which is a standby" % standby.name in warning for warning in result["warnings_found"]), result
+        console.execute("DISABLE app")
+    result = fail_over(site, check=True)
+    assert not result["failed"] and result["changed"], result
+    result = fail_over(site)
+    assert not result["failed"] and result["changed"] and result["performed"] == ["lead %s to %s" % (pooler.name, site.primary.name)], result
+    assert writes_through(pooler) == (True, site.primary.port) and pooler.databases_file.read_text() == text
+    result = fail_over(site)
+    assert not result["failed"] and not result["changed"] and result["warnings_found"] == [], result
+
+
 def test_two_failovers_at_once(site):
     """One is refused, or finds that there is a primary; there is never a second one."""
     crash(site.primary)

@@ -40,8 +40,10 @@ def heal(site):
 
 @contextlib.contextmanager
 def frozen(pids):
+    # A backend may have ended since it was counted.
     for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:

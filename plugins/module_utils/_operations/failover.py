@@ -40,7 +40,7 @@ from .._wait import Deadline
 from .failover_steps import CATCH_UP_SECONDS, Steps
 from .follow import read_history
 from .members import MEMBER_OPTIONS, Run, check_members, check_methods
-from .poolers import POOLERS, Pooler, add_resume_steps, check_poolers, look_at_poolers
+from .poolers import POOLERS, Pooler, add_resume_steps, check_poolers, find_taken_for_primary, look_at_poolers
 from .promotion import Looked, Promotion, describe_proof
 from .switchover_window import Finish, bind
 
@@ -151,7 +151,8 @@ class Failover(Operation):
             return Seen(cluster, primary)
         lost = [node for node in cluster.nodes if not node.reachable]
         astray = [node for node in cluster.standbys if not node.streaming or (node.timeline or 0) < (primary.timeline or 0)]
-        # Where all is well no pooler is asked.
+        astray += [node for node in find_taken_for_primary(self.run, cluster) if node not in astray]
+        # Where all is well the poolers are asked no more than that.
         if not (lost or astray or self._steps):
             return Seen(cluster, primary)
         poolers = look_at_poolers(self.run, cluster, primary, lost, astray)

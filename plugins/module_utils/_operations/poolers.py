@@ -119,14 +119,44 @@ def look_at_poolers(run: Run, cluster: Cluster, candidate: Node, lost: t.Collect
     deadline = Deadline(10)
     poolers = []
     for entry in params["poolers"]:
-        target = Target.from_params(
-            params, host=entry["host"], port=entry["port"], user=entry["user"] or params["pooler_user"], dbname="pgbouncer",
-            password=entry["password"] or params["pooler_password"],
-        )  # fmt: skip
-        poolers.append(Pooler(entry["name"], entry, target))
+        poolers.append(Pooler(entry["name"], entry, _console_of(params, entry)))
     for pooler, answer in zip(poolers, ask_all(poolers, lambda pooler: _look(run, pooler, cluster, candidate, lost, astray, deadline), deadline)):
         pooler.view = PoolerView(pooler.name, problem=str(answer)) if isinstance(answer, OperationError) else answer
     return poolers
+
+
+def _console_of(params: t.Mapping[str, t.Any], entry: t.Mapping[str, t.Any]) -> Target:
+    return Target.from_params(
+        params, host=entry["host"], port=entry["port"], user=entry["user"] or params["pooler_user"], dbname="pgbouncer",
+        password=entry["password"] or params["pooler_password"],
+    )  # fmt: skip
+
+
+def find_taken_for_primary(run: Run, cluster: Cluster) -> list[Node]:
+    """Standbys to which a pooler that an interrupted failover has left leads its clients still, and lets nobody in. Asks the consoles only.
+
+    Who leads clients there and lets them in may mean it: that is a warning. A pooler that does not answer is passed over.
+    """
+    params, deadline = run.params, Deadline(5)
+    found: list[Node] = []
+
+    def ask(entry: t.Mapping[str, t.Any]) -> dict[str, dict[str, t.Any]]:
+        console = Console.open(_console_of(params, entry), timeout=deadline.left)
+        try:
+            return console.databases(deadline)
+        finally:
+            console.close()
+
+    for entry, answer in zip(params["poolers"], ask_all(params["poolers"], ask, deadline)):
+        for name, row in ({} if isinstance(answer, OperationError) else answer).items():
+            led = next((node for node in cluster.standbys if node.listens_at(row["host"] or "", int(row["port"] or 5432))), None)
+            if led is None or is_read_only(name, params["readonly_suffix"], params["readonly_databases"]):
+                continue
+            if row["disabled"]:
+                found.append(led)
+            else:
+                run.warn("pooler %s: the entry %s leads to %s, which is a standby (see the option readonly_databases)" % (entry["name"], name, led.name))
+    return found
 
 
 def start_guardian(run: Run, pooler: Pooler) -> Guardian:
