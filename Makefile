@@ -18,7 +18,8 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 SOURCES := $(shell git ls-files -co --exclude-standard 2>/dev/null || find . -type f -not -path './.*')
 export ANSIBLE_COLLECTIONS_PATH := $(COLLECTIONS)
 
-.PHONY: help demo demo-down test test-packages lint sanity unit integration end-to-end bench endurance chaos matrix build clean
+.PHONY: help demo demo-down test test-packages lint sanity unit integration end-to-end bench endurance chaos matrix build clean \
+  lab-ready lab-up lab-down lab-shell molecule molecule-ci
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / - /'
@@ -123,5 +124,49 @@ chaos: $(VENV)/.tests test-packages ## switchovers and failovers with a fault at
 	$(BIN)/python tools/link_checkout.py
 	$(SUDO) tini -s -- $(BIN)/python tests/chaos/run.py --cases $(CASES) --jobs $(JOBS) $(if $(SEED),--seed $(SEED))
 
+# ---- several hosts --------------------------------------------------------------------------------------------------
+
+LAB_VENV ?= .venv-lab
+LAB := $(SUDO) tools/lab/lab.sh
+# Keys, secrets and addresses of the hosts that are up.
+export LAB_DIRECTORY := $(CURDIR)/$(BUILD)/lab
+export MOLECULE_EPHEMERAL_DIRECTORY := $(CURDIR)/$(BUILD)/molecule
+IN_LAB := env "PATH=$(CURDIR)/$(LAB_VENV)/bin:$$PATH" MOLECULE_COMMAND_BORDERS=false
+
+$(LAB_VENV)/.ready: requirements.txt tests/lab-requirements.txt
+	test -x $(LAB_VENV)/bin/pip || $(PYTHON) -m venv $(LAB_VENV)
+	$(LAB_VENV)/bin/pip install --quiet --disable-pip-version-check -r tests/lab-requirements.txt
+	touch $@
+
+# What takes a way to mirrors is done before: the lab has none.
+lab-ready: $(LAB_VENV)/.ready build
+	@$(SUDO) tools/install_lab_packages.sh
+	$(SUDO) tools/lab/image.sh bookworm >/dev/null
+	$(SUDO) rm -rf $(MOLECULE_EPHEMERAL_DIRECTORY)
+
+lab-up: lab-ready ## six hosts with systemd, reached over ssh; those that are there are made anew
+	$(LAB) up
+	$(LAB) exec $(IN_LAB) molecule create
+	echo "Log in with make lab-shell HOST=db1; make lab-down removes them."
+
+lab-down: ## remove the hosts
+	$(LAB) exec podman rm --all --force --time 0 >/dev/null 2>&1 || true
+	$(LAB) down
+	$(SUDO) rm -rf $(LAB_DIRECTORY) $(MOLECULE_EPHEMERAL_DIRECTORY)
+
+lab-shell: ## log in to one of them: make lab-shell HOST=db1
+	@test -n "$(HOST)" || { echo "Which host? make lab-shell HOST=db1" >&2; exit 2; }
+	@$(LAB) exec ssh -F $(LAB_DIRECTORY)/ssh_config $(HOST)
+
+SCENARIOS ?= site
+
+molecule: molecule-ci ## all scenarios on several hosts; one of them: make molecule-site
+
+molecule-ci: lab-ready
+	$(LAB) run $(IN_LAB) molecule test $(patsubst %,-s %,$(SCENARIOS))
+
+molecule-%: lab-ready
+	$(LAB) run $(IN_LAB) molecule test -s $*
+
 clean: ## remove what make has built
-	rm -rf $(BUILD) $(VENV) .ansible .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(BUILD) $(VENV) $(LAB_VENV) .ansible .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,109 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The lab's hosts for testinfra, reached as Ansible reaches them, and what the scenarios' checks have in common."""
+
+from __future__ import annotations
+
+import functools
+import os
+import pathlib
+import subprocess
+import time
+
+import psycopg
+import pytest
+import testinfra
+import yaml
+
+LAB = pathlib.Path(os.environ["LAB_DIRECTORY"])
+INVENTORY = pathlib.Path(__file__).parent / "inventory" / "hosts.yml"
+SSH = ("ssh", "-F", str(LAB / "ssh_config"))
+NODES = ("db1", "db2", "db3")
+POOLERS = ("pooler1", "pooler2")
+
+
+def find(tree, name):
+    """The variables of a host in a part of the inventory; None if it is not there."""
+    if name in (tree.get("hosts") or {}):
+        return tree["hosts"][name]
+    return next(filter(None, (find(child, name) for child in (tree.get("children") or {}).values())), None)
+
+
+@functools.cache
+def address(name):
+    return find(yaml.safe_load(INVENTORY.read_text(encoding="utf-8"))["all"], name)["ansible_host"]
+
+
+def secret(name):
+    return (LAB / "secrets" / name).read_text(encoding="utf-8").split()[0]
+
+
+def connect(name, port=5432, user="postgres", dbname="postgres", **more):
+    """A connection from the controller to a host of the lab."""
+    password = secret("superuser" if user == "postgres" else user)
+    return psycopg.connect(
+        host=address(name), port=port, user=user, password=password, dbname=dbname, autocommit=True, connect_timeout=10, prepare_threshold=None, **more
+    )
+
+
+def ask(name, query, **connection):
+    """The rows of a query, on a connection of its own."""
+    with connect(name, **connection) as session:
+        return session.execute(query).fetchall()
+
+
+def wait_for(condition, what, timeout=120):
+    """Return the first true value of `condition()`; what it raises on the way counts as not yet."""
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            found = condition()
+        except (psycopg.Error, AssertionError) as error:
+            found, what_failed = None, error
+        else:
+            what_failed = found
+        if found:
+            return found
+        if time.monotonic() > end:
+            pytest.fail("%s: not within %d s; last: %s" % (what, timeout, what_failed))
+        time.sleep(0.5)
+
+
+def primaries():
+    """The nodes that accept writes, of those that answer."""
+    found = []
+    for node in NODES:
+        try:
+            if not ask(node, "SELECT pg_is_in_recovery()")[0][0]:
+                found.append(node)
+        except psycopg.OperationalError:
+            continue
+    return found
+
+
+def streams_from(primary, others):
+    """Whether each of `others` streams from the primary; it is known there by its name."""
+    rows = ask(primary, "SELECT application_name FROM pg_stat_replication WHERE state = 'streaming'")
+    return sorted(row[0] for row in rows) == sorted(others)
+
+
+def cluster_is_whole(primary=None):
+    """One primary, that of the name if one is given, from which both others stream; returns its name."""
+    found = primaries()
+    if len(found) != 1 or primary not in (None, *found):
+        return None
+    return found[0] if streams_from(found[0], [node for node in NODES if node != found[0]]) else None
+
+
+def power_off(name):
+    subprocess.run(["podman", "kill", "--signal", "KILL", name], check=True, stdout=subprocess.DEVNULL)
+
+
+def power_on(name):
+    subprocess.run(["podman", "start", name], check=True, stdout=subprocess.DEVNULL)
+
+
+@functools.cache
+def machine(name):
+    """A host for testinfra, as the user whom Ansible uses, with sudo."""
+    return testinfra.get_host("ssh://" + name, ssh_config=str(LAB / "ssh_config"), sudo=True)
