@@ -7,11 +7,12 @@
 Usage: load.py OPTIONS.json, with the keys poolers ([[host, port], ...]), dbname, user, passfile, table, clients, interval
 (seconds between two rows of one client), duration (seconds, the upper bound), ready (file made once every client has
 committed a row), stop (file that ends the load when it appears), report (file for the result) and, if the report is to
-tell when each row was committed and each error came (seconds of the monotonic clock), moments: true. The list
+tell when each row was committed, how long its client waited for it and when each error came (seconds of the monotonic
+clock), moments: true. The list
 rows_per_connection says after how many rows a client opens a new connection, null for never; clients take its entries
 in turn. Without it every fifth one opens a new connection for each ten rows, and the others keep theirs.
 
-The report: rows acknowledged, errors with their time, the longest time without any commit (outage_ms) and the longest
+The report: rows acknowledged, connections opened, errors with their time, the longest time without any commit (outage_ms) and the longest
 single commit. The rows are (run, client, sequence); which of them are missing is for the caller to ask the primary.
 """
 
@@ -41,6 +42,7 @@ class Client(threading.Thread):
         self.errors = []
         self.longest = 0.0
         self.connection = None
+        self.connections = 0
 
     def connect(self):
         options = self.options
@@ -67,6 +69,7 @@ class Client(threading.Thread):
             try:
                 if self.connection is None:
                     self.connection = self.connect()
+                    self.connections += 1
                 self.connection.execute(insert, (self.options["run"], self.number, sequence))
             except psycopg.Error as error:
                 self.errors.append((time.monotonic(), type(error).__name__ + ": " + " ".join(str(error).split())[:200]))
@@ -75,7 +78,7 @@ class Client(threading.Thread):
                 continue
             ended = time.monotonic()
             self.longest = max(self.longest, ended - began)
-            self.acknowledged.append((ended, sequence))
+            self.acknowledged.append((ended, sequence, ended - began))
             if self.rows_per_connection and sequence % self.rows_per_connection == 0:
                 self._disconnect()
         self._disconnect()
@@ -104,15 +107,17 @@ def main():
     stop.set()
     for client in clients:
         client.join(40)
-    moments = sorted(moment for client in clients for moment, _sequence in client.acknowledged)
+    rows = sorted((moment, wait) for client in clients for moment, _sequence, wait in client.acknowledged)
+    moments = [moment for moment, _wait in rows]
     gaps = [(later - sooner, sooner) for sooner, later in zip(moments, moments[1:])]
     errors = [error for client in clients for error in client.errors]
     report = {
         "run": options["run"],
         "ready": ready,
         "unfinished_clients": sum(client.is_alive() for client in clients),
-        "acknowledged": {str(client.number): [sequence for _moment, sequence in client.acknowledged] for client in clients},
+        "acknowledged": {str(client.number): [sequence for _moment, sequence, _wait in client.acknowledged] for client in clients},
         "commits": len(moments),
+        "connections": sum(client.connections for client in clients),
         "errors": len(errors),
         "error_texts": sorted({text for _moment, text in errors}),
         "outage_ms": round(max(gaps)[0] * 1000, 1) if gaps else None,
@@ -121,6 +126,7 @@ def main():
     }
     if options.get("moments"):
         report["moments"] = moments
+        report["waits"] = [wait for _moment, wait in rows]
         report["error_moments"] = sorted(moment for moment, _text in errors)
     with open(options["report"] + ".new", "w", encoding="utf-8") as stream:
         json.dump(report, stream)

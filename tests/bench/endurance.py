@@ -35,7 +35,8 @@ POOLERS = {"server_lifetime": "1"}
 def one(site):
     """Switch over once under load. Returns what clients saw of it: outage and longest wait of one client in milliseconds, errors and rows lost."""
     with site.load(clients=CLIENTS, interval=INTERVAL, duration=170, moments=True, rows_per_connection=CHURN) as load:
-        time.sleep(0.5)
+        ready = time.monotonic()
+        time.sleep(1)
         began = time.monotonic()
         result = call_module("pg_switchover", site.options(site.candidate.name))
         if result["failed"]:
@@ -47,7 +48,8 @@ def one(site):
     for text in seen["error_texts"]:
         print("a client's error: %s" % text)
     sooner, later = figures.longest_gap(seen["moments"], began)
-    return figures.Run((later - sooner) * 1000, seen["longest_commit_ms"], seen["commits"], seen["errors"], len(load.lost))
+    wait, before = figures.longest_wait(seen, began) * 1000, figures.longest_wait(seen, ready, began) * 1000
+    return figures.Run((later - sooner) * 1000, wait, before, seen["connections"], seen["commits"], seen["errors"], len(load.lost))
 
 
 def main():
@@ -63,14 +65,17 @@ def main():
             site.settle()
             runs.append(one(site))
             loads.append(os.getloadavg()[0])
-            print("%3d  outage %6.1f ms  longest wait of one client %6.1f ms  errors %d  lost %d"
-                  % (number + 1, runs[-1].outage, runs[-1].wait, runs[-1].errors, runs[-1].lost), flush=True)  # fmt: skip
+            print("%3d  outage %6.1f ms  longest wait of one client %6.1f ms, before %6.1f ms  errors %d  lost %d"
+                  % (number + 1, runs[-1].outage, runs[-1].wait, runs[-1].before, runs[-1].errors, runs[-1].lost), flush=True)  # fmt: skip
     finally:
         lab.close()
-    rows = figures.percentiles({"no client got a commit": [run.outage for run in runs], "one client waited for one row": [run.wait for run in runs]})
-    sums = "%d switchovers in a row, %d rows acknowledged, %d errors of clients, %d acknowledged rows lost, %d longer than %d ms for a client" % (
-        len(runs), sum(run.commits for run in runs), sum(run.errors for run in runs), sum(run.lost for run in runs),
-        sum(run.wait > LIMIT for run in runs), LIMIT,
+    rows = figures.percentiles({
+        "no client got a commit": [run.outage for run in runs], "one client waited for one row": [run.wait for run in runs],
+        "the same in the second before": [run.before for run in runs],
+    })  # fmt: skip
+    total = {name: sum(getattr(run, name) for run in runs) for name in ("connections", "commits", "errors", "lost")}
+    sums = "%d switchovers in a row: %d connections and %d commits of clients, %d errors, %d acknowledged rows lost, %d times a client waited over %d ms" % (
+        len(runs), *total.values(), sum(run.wait > LIMIT for run in runs), LIMIT,
     )  # fmt: skip
     print("\n%s\n%s" % (sums, figures.as_text(rows)))
     if options.write:

@@ -30,9 +30,17 @@ class Run:
     outage: float
     wait: float
     """The longest that one client has waited for one row, its connection included."""
+    before: float
+    """The same before the switchover: what the machine adds on its own."""
+    connections: int
     commits: int
     errors: int
     lost: int
+
+
+def longest_wait(report, since, until=float("inf")):
+    """The longest, in seconds, that a client has waited for a row that was acknowledged between two moments. Raises ValueError where there is none."""
+    return max(wait for moment, wait in zip(report["moments"], report["waits"]) if since < moment <= until)
 
 
 def longest_gap(moments, since):

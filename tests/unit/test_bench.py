@@ -35,6 +35,14 @@ def test_an_outage_that_never_ended_is_no_short_outage():
             figures.longest_gap(moments, since=3.0)
 
 
+def test_the_longest_wait_is_that_of_its_time():
+    seen = {"moments": [1.0, 2.0, 3.0, 4.0], "waits": [0.9, 0.1, 0.5, 0.2]}
+    assert figures.longest_wait(seen, since=1.0) == 0.5
+    assert figures.longest_wait(seen, since=0.0, until=2.0) == 0.9
+    with pytest.raises(ValueError):
+        figures.longest_wait(seen, since=4.0)
+
+
 def test_a_switchover_is_measured_from_the_last_commit_before_the_outage():
     found = figures.of_switchover("m", report([1.0, 1.1, 2.1, 2.2], [1.5]), 0, began=1.05)
     assert found.milliseconds == pytest.approx(1000)
