@@ -62,6 +62,10 @@ class Failure(Exception):
     """A request that could not be done; the text goes to the controller."""
 
 
+class Changed(Failure):
+    """A file that is somebody else's by now."""
+
+
 class Gone(Exception):
     """A connection that is of no use any more."""
 
@@ -672,7 +676,7 @@ class Pooler(Part):
         """File and run time to one node. Raises Failure where the pooler does not do what its file says."""
         text = self.look()["text"]
         if text not in self._known_texts():
-            raise Failure("%s was changed by somebody else in the meantime and was left as it is" % self.file)
+            raise Changed("%s was changed by somebody else in the meantime and was left as it is" % self.file)
         if text != direction["text"]:
             write_file(self.file, direction["text"])
         self.command("RELOAD")
@@ -689,8 +693,9 @@ class Pooler(Part):
         if self.led:
             raise Failure("it leads to the primary by now")
         for name in names:
-            self.command('DISABLE "%s"' % name.replace('"', '""'))
+            # A console that does not answer may do it all the same, later.
             self.disabled.append(name)
+            self.command('DISABLE "%s"' % name.replace('"', '""'))
 
     def lead_to_the_primary(self):
         """Lead the pooler to the one node that accepts writes, if there is one, and resume it. Returns the names of all that do."""
@@ -705,14 +710,16 @@ class Pooler(Part):
 
     def recover(self, patience):
         end = time.monotonic() + patience
+        # Also where its console does not answer, or its file cannot be written now.
+        self.unsettled = True
         while True:
             names = self.lead_to_the_primary()
             if len(names) == 1:
+                self.unsettled = False
                 return "it leads to %s" % names[0]
             if time.monotonic() > end:
                 break
             time.sleep(0.02)
-        self.unsettled = True
         if names:
             return "it stays paused: more than one node accepts writes (%s)" % ", ".join(names)
         # No node accepts writes, so none can be written to by mistake; clients get errors instead of waiting for ever.
@@ -720,13 +727,13 @@ class Pooler(Part):
         return "no node accepts writes; it was resumed as it stands on disk and is led to the first that does"
 
     def linger(self):
-        """After a recovery that found no primary: lead the pooler to the one node that accepts writes, once there is one.
+        """After a recovery that found no primary, or could not lead the pooler there: do it once that is possible.
 
         The guardian of the next operation takes that over.
         """
         end = time.monotonic() + LOOKING_SECONDS
         pause = 0.0
-        while self.unsettled and time.monotonic() < end:
+        while self.unsettled and time.monotonic() < end and os.path.exists(self.file):
             self._unclaim()
             if pause:
                 time.sleep(pause)
@@ -736,7 +743,10 @@ class Pooler(Part):
             pause = 0.5
             try:
                 names = self.lead_to_the_primary()
-            except Failure as error:
+            except Changed as error:
+                note("pgfleet.ops switchover guardian (pooler): %s" % error)
+                return
+            except (Failure, OSError) as error:
                 note("pgfleet.ops switchover guardian (pooler): %s" % error)
                 pause = 5
                 continue
