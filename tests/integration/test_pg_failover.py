@@ -387,6 +387,28 @@ def test_a_pooler_that_was_left_and_an_old_primary_that_follows_already(site):
     assert not result["failed"] and not result["changed"] and result["warnings_found"] == [], result
 
 
+def test_a_standby_that_has_more_than_the_new_primary_is_left_for_a_rejoin(site):
+    """It was down meanwhile, and would go on with WAL that the new primary never had."""
+    old = site.primary
+    candidate, other = (node for node in site.nodes if node is not old)
+    caught_up(old, candidate, other)
+    cut_off(candidate)
+    old.sql("CREATE TABLE public.sent_to_one_that_is_down AS SELECT n FROM generate_series(1, 100) AS n")
+    caught_up(old, other)
+    other.stop()
+    crash(old)
+    result = fail_over(site, candidate=candidate.name, max_data_loss_bytes=1048576)
+    assert not result["failed"] and set(result["to_rejoin"]) == {old.name, other.name}, result
+    before = (other.data / "postgresql.auto.conf").read_text()
+    other.start()
+    for _again in (1, 2):
+        result = fail_over(site)
+        assert not result["failed"] and not result["changed"] and other.name in result["to_rejoin"], result
+        assert any(warning.startswith("%s cannot follow %s" % (other.name, candidate.name)) for warning in result["warnings_found"]), result
+    assert (other.data / "postgresql.auto.conf").read_text() == before
+    assert other.name not in [name for (name,) in candidate.sql("SELECT slot_name FROM pg_replication_slots")]
+
+
 def test_two_failovers_at_once(site):
     """One is refused, or finds that there is a primary; there is never a second one."""
     crash(site.primary)
