@@ -94,7 +94,10 @@ class Site:
             }
         for pooler in self.poolers:
             rows = [{k: row[k] for k in ("name", "host", "port", "paused", "disabled")} for row in pooler.show("DATABASES")]
-            found[pooler.name] = {"file": pooler.databases_file.read_text(), "files": sorted(p.name for p in pooler.base.iterdir()), "databases": rows}
+            found[pooler.name] = {
+                "file": pooler.databases_file.read_text(), "files": sorted(p.name for p in pooler.base.iterdir()), "databases": rows,
+                "settings": pooler.show("CONFIG"),
+            }  # fmt: skip
         return found
 
     def paused(self):

@@ -154,6 +154,50 @@ def test_transactions_of_several_statements(site):
     assert clients.lost == set() and clients.halves == 0
 
 
+def server_connections(pooler):
+    (pool,) = (row for row in pooler.show("POOLS") if row["database"] == "app")
+    return sum(pool[kind] for kind in ("sv_active", "sv_idle", "sv_used", "sv_tested", "sv_login")), pool["cl_active"] + pool["cl_waiting"]
+
+
+def test_no_pool_opens_connections_when_it_is_about_to_be_paused(site):
+    """A login that meets a PAUSE makes PgBouncer refuse whoever comes right after the RESUME, so none may begin between the look for logins and the PAUSE."""
+    candidate, pooler = candidate_of(site), site.poolers[0]
+    before = pooler.show("CONFIG")
+    with pooler.console() as console:
+        console.execute("RECONNECT app")
+    with pooler.connect("app") as connection:
+        connection.execute("SELECT 1")
+    wait_until(lambda: server_connections(pooler)[0] == 1, 20)
+    process = run_driver(site, candidate.name, "stop", "console.start_pause.before", pause_timeout=20, timeout=60)
+    wait_until(lambda: stopped(process), 60)
+    errors, seen = [], []
+
+    def work():
+        try:
+            with pooler.connect("app") as connection:
+                connection.execute("SELECT pg_sleep(1)")
+        except psycopg.Error as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _number in range(6)]
+    try:
+        for thread in threads:
+            thread.start()
+
+        def all_are_there():
+            seen.append(server_connections(pooler))
+            return seen[-1][1] >= 4
+
+        wait_until(all_are_there, 20)
+        assert {servers for servers, _clients in seen} == {1}, seen
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+        for thread in threads:
+            thread.join()
+    done(site, result_of(process), candidate)
+    assert errors == [] and pooler.show("CONFIG") == before
+
+
 def test_a_writer_beside_the_poolers(site):
     """It has its one error when the old primary stops; those of the poolers have none, and nobody loses what was acknowledged."""
     candidate, old = candidate_of(site), site.primary

@@ -101,7 +101,7 @@ class Steps:
     def _let_guardians_lead(self) -> dict[str, str]:
         outcomes = self.redirection.recover(Deadline(self._run.params["timeout"] + 5)) if self.redirection.armed else {}
         with contextlib.suppress(OperationError):
-            self.redirection.restore_login_retry()
+            self.redirection.restore_settings()
         return outcomes
 
     # -- the steps, in order ---------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ class Steps:
         for what, do in (
             ("settings of %s" % self.candidate.name, self._give_back if self._borrowed else None),
             ("slots", self._finish.drop_stale_slots),
-            ("server_login_retry", self.redirection.restore_login_retry),
+            ("settings of the poolers", self.redirection.restore_settings),
             (self.candidate.name, lambda: prove_writable(self._run, self.candidate)),
         ):
             try:

@@ -30,6 +30,8 @@ from .members import Run
 
 # With PgBouncer's default of 15 s, one login that meets a PAUSE keeps a pool closed for that long.
 LOGIN_RETRY_SECONDS = "0.1"
+# A pool that has as many server connections opens no further one, so that none is in login. Those that it has go on.
+NO_GROWTH = "1"
 
 POOLERS = ArgumentSpec(
     {
@@ -72,7 +74,8 @@ class Pooler:
     changes: t.Sequence[Change] = ()
     everything: bool = False
     """It is paused as a whole, because its entry "*" is affected."""
-    login_retry: str = LOGIN_RETRY_SECONDS
+    settings: t.Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    """What SHOW CONFIG says."""
     view: PoolerView = dataclasses.field(default_factory=lambda: PoolerView(""))
 
     ends: t.Sequence[str] = ()
@@ -174,7 +177,7 @@ def _look(
     entries = pooler.entries
     running = pooler.console.databases(deadline)
     config = pooler.console.config(deadline)
-    pooler.login_retry = t.cast(str, config["server_login_retry"])
+    pooler.settings = config
     affected = [change.name for change in pooler.changes]
     # "*" has no name of its own at run time: it can only be paused with everything else.
     pooler.everything = "*" in affected
@@ -245,7 +248,8 @@ class Redirection:
         self._new = new
         self.poolers = [pooler for pooler in poolers if pooler.changes and not pooler.view.problem]
         self.armed = False
-        self._retry_changed: list[Pooler] = []
+        self._borrowed: dict[tuple[Pooler, str], str] = {}
+        """Settings of poolers that are others for as long as this lasts, and what they were."""
         self._began = 0.0
 
     @property
@@ -318,14 +322,22 @@ class Redirection:
         self.armed = False
 
     def quicken_logins(self, bound: Deadline) -> None:
-        """A PAUSE that meets a server connection in login makes PgBouncer take the pool for failed: let that last no longer than a moment, and avoid it."""
+        """A PAUSE that meets a server connection in login makes PgBouncer take the pool for failed: let that last no longer than a moment, and avoid it.
+
+        Until a login has succeeded after the RESUME, PgBouncer refuses each client that comes newly, whatever server_login_retry is. To look for logins is not
+        enough: one may begin between the look and the PAUSE. An entry with a pool_size of its own cannot be kept from it.
+        """
 
         def quicken(pooler: Pooler) -> None:
-            if float(pooler.login_retry) > float(LOGIN_RETRY_SECONDS):
-                t.cast(Console, pooler.console).set("server_login_retry", LOGIN_RETRY_SECONDS, bound)
-                self._retry_changed.append(pooler)
+            if float(pooler.settings["server_login_retry"] or 0) > float(LOGIN_RETRY_SECONDS):
+                self._borrow(pooler, "server_login_retry", LOGIN_RETRY_SECONDS, bound)
+            self._borrow(pooler, "default_pool_size", NO_GROWTH, bound)
 
         self._each(quicken, lambda pooler: self._wait_for_logins(t.cast(Console, pooler.console), bound))
+
+    def _borrow(self, pooler: Pooler, key: str, value: str, bound: Deadline) -> None:
+        self._borrowed[pooler, key] = pooler.settings[key] or ""
+        t.cast(Console, pooler.console).set(key, value, bound)
 
     @staticmethod
     def _wait_for_logins(console: Console, bound: Deadline) -> None:
@@ -405,7 +417,9 @@ class Redirection:
             t.cast(Guardian, pooler.guardian).finish(limit)
             console = t.cast(Console, pooler.console)
             console.reload(limit)
-            if pooler in self._retry_changed:
+            # All settings are those of the file again.
+            self._borrowed.pop((pooler, "default_pool_size"), None)
+            if (pooler, "server_login_retry") in self._borrowed:
                 console.set("server_login_retry", LOGIN_RETRY_SECONDS, limit)
 
         def check(pooler: Pooler) -> None:
@@ -475,19 +489,19 @@ class Redirection:
         old = self._old
         return [change.name for change in pooler.changes if old and old.listens_at(change.after.get("host", ""), int(change.after.get("port", 5432)))]
 
-    def restore_login_retry(self) -> None:
+    def restore_settings(self) -> None:
         """What quicken_logins has set. On a console of its own: the other one may be busy with a PAUSE that has not ended. Tries every pooler."""
         failed: list[OperationError] = []
-        for pooler in self._retry_changed:
+        for (pooler, key), value in self._borrowed.items():
             try:
                 console = Console.open(pooler.target, timeout=5)
                 try:
-                    console.set("server_login_retry", pooler.login_retry)
+                    console.set(key, value)
                 finally:
                     console.close()
             except OperationError as error:
                 failed.append(error)
-        self._retry_changed.clear()
+        self._borrowed.clear()
         if failed:
             raise failed[0]
 

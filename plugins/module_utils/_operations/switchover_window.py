@@ -204,7 +204,7 @@ class Window:
                 if self.phase == "done" and isinstance(error, OperationError):
                     # The next run does not know what it was.
                     with contextlib.suppress(OperationError):
-                        self.redirection.restore_login_retry()
+                        self.redirection.restore_settings()
                     raise NotConfirmed(
                         "%s is the new primary and the poolers lead to it, but not everything follows yet: %s" % (self.new_node.name, error),
                         action="Run the switchover again: it finishes what is left",
@@ -271,7 +271,7 @@ class Window:
         now = self.run.observe()
         went_back = now.primary is not None and now.primary.name == self.old_node.name
         # Where the candidate was promoted, the old primary needs what was prepared for it as a standby.
-        for undo in reversed([self.reset_retry, self.redirection.restore_login_retry, *(self.undo if went_back else [])]):
+        for undo in reversed([self.reset_retry, self.redirection.restore_settings, *(self.undo if went_back else [])]):
             try:
                 undo()
             except OperationError as error:
@@ -440,7 +440,7 @@ class Window:
     def settle(self) -> None:
         run = self.run
         self.reset_retry()
-        self.redirection.restore_login_retry()
+        self.redirection.restore_settings()
         self.finish.drop_stale_slots()
         run.mark("settle")
         run.result["timing_ms"] = run.timing
