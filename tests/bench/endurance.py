@@ -9,6 +9,7 @@ packages. docs/bench/README.md says what the figures are.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import pathlib
 import sys
@@ -61,14 +62,18 @@ def main():
     runs, loads = [], [os.getloadavg()[0]]
     try:
         site = BenchSite(lab, **POOLERS)
-        for number in range(options.switchovers):
-            site.settle()
-            runs.append(one(site))
-            loads.append(os.getloadavg()[0])
-            print("%3d  outage %6.1f ms  longest wait of one client %6.1f ms, before %6.1f ms  errors %d  lost %d"
-                  % (number + 1, runs[-1].outage, runs[-1].wait, runs[-1].before, runs[-1].errors, runs[-1].lost), flush=True)  # fmt: skip
+        # Whoever ends it early gets the figures so far.
+        with contextlib.suppress(KeyboardInterrupt):
+            for number in range(options.switchovers):
+                site.settle()
+                runs.append(one(site))
+                loads.append(os.getloadavg()[0])
+                print("%3d  outage %6.1f ms  longest wait of one client %6.1f ms, before %6.1f ms  errors %d  lost %d"
+                      % (number + 1, runs[-1].outage, runs[-1].wait, runs[-1].before, runs[-1].errors, runs[-1].lost), flush=True)  # fmt: skip
     finally:
         lab.close()
+    if not runs:
+        sys.exit("ended before the first switchover")
     rows = figures.percentiles({
         "no client got a commit": [run.outage for run in runs], "one client waited for one row": [run.wait for run in runs],
         "the same in the second before": [run.before for run in runs],
