@@ -189,6 +189,9 @@ def play(site, case: Case, run: str) -> Played:
     acks = sum(commit.outcome == ACKNOWLEDGED for commit in commits)
     played.details.append("history: %d attempts, %d acknowledged, %d samples of pauses" % (len(commits), acks, len(samples)))
     if not played.violations:
+        for pooler in site.poolers:
+            # What a run could not set back is not the next case's.
+            pooler.console().execute("RELOAD")
         if case.victim == "wal-candidate":
             site.take_wal_back(candidate)
         for node in outside:

@@ -287,7 +287,14 @@ class Failover(Operation):
             "end_of_wal", Deadline(CATCH_UP_SECONDS + 5), program=os.path.join(directory, "pg_waldump"), timeline=candidate.timeline,
             start=candidate.position("replayed_lsn"), timeout=CATCH_UP_SECONDS,
         )  # fmt: skip
-        return None if end is None else max(0, end - (furthest(looked.cluster, candidate).received or 0))
+        if end is None:
+            return None
+        cluster = looked.cluster
+        if member.host["pid"] is not None or member.host["orphans"]:
+            # It writes on, and standbys that it still reaches have got that by now.
+            cluster = self._ask_servers()
+            candidate = next((node for node in cluster.standbys if node.name == candidate.name), candidate)
+        return max(0, end - (furthest(cluster, candidate).received or 0))
 
     def _refuse_loss(self, seen: Seen) -> None:
         """What a server that had to be ended has on its disk is final only then. Raises Refused."""
