@@ -158,7 +158,7 @@ lab-shell: ## log in to one of them: make lab-shell HOST=db1
 	@test -n "$(HOST)" || { echo "Which host? make lab-shell HOST=db1" >&2; exit 2; }
 	@$(LAB) exec ssh -F $(LAB_DIRECTORY)/ssh_config $(HOST)
 
-SCENARIOS ?= site
+SCENARIOS ?= site switchover
 
 molecule: molecule-ci ## all scenarios on several hosts; one of them: make molecule-site
 

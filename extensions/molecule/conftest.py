@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import pathlib
 import subprocess
+import sys
 import time
 
 import psycopg
@@ -107,3 +109,56 @@ def power_on(name):
 def machine(name):
     """A host for testinfra, as the user whom Ansible uses, with sudo."""
     return testinfra.get_host("ssh://" + name, ssh_config=str(LAB / "ssh_config"), sudo=True)
+
+
+def play(playbook, *options, **variables):
+    """Run a playbook of the collection; returns its exit status and what it printed."""
+    argv = ["ansible-playbook", "-i", str(INVENTORY), "pgfleet.ops." + playbook, *options]
+    for name, value in variables.items():
+        argv += ["-e", json.dumps({name: value})]
+    run = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900, check=False)
+    return run.returncode, run.stdout + run.stderr
+
+
+def must_play(playbook, *options, **variables):
+    status, printed = play(playbook, *options, **variables)
+    assert status == 0, printed[-6000:]
+    return printed
+
+
+class Load:
+    """Clients on the controller that write through both poolers, as long as the block lasts; then `report` and `lost(primary)` tell what it cost."""
+
+    def __init__(self, directory, clients=20):
+        self.directory = pathlib.Path(directory)
+        self.options = {
+            "poolers": [[address(pooler), 6432] for pooler in POOLERS], "dbname": "app", "user": "app", "table": "public.lab", "clients": clients,
+            "interval": 0.1, "duration": 1200, **{name: str(self.directory / name) for name in ("passfile", "ready", "stop", "report")},
+        }  # fmt: skip
+        self.process = None
+        self.report = None
+
+    def __enter__(self):
+        with connect(cluster_is_whole(), user="app", dbname="app") as session:
+            session.execute("CREATE TABLE IF NOT EXISTS public.lab (run text, client int, sequence int, PRIMARY KEY (run, client, sequence))")
+        passfile = self.directory / "passfile"
+        passfile.touch(mode=0o600)
+        passfile.write_text("*:*:*:app:%s\n" % secret("app"), encoding="utf-8")
+        options = self.directory / "options"
+        options.write_text(json.dumps(self.options), encoding="utf-8")
+        program = pathlib.Path(__file__).parents[2] / "playbooks" / "files" / "load.py"
+        self.process = subprocess.Popen([sys.executable, str(program), str(options)])
+        wait_for(lambda: os.path.exists(self.options["ready"]), "a row of each client")
+        return self
+
+    def __exit__(self, *_exception):
+        pathlib.Path(self.options["stop"]).touch()
+        assert self.process.wait(120) == 0
+        self.report = json.loads(pathlib.Path(self.options["report"]).read_text(encoding="utf-8"))
+
+    def lost(self, primary):
+        """How many rows that clients were told are committed the primary does not hold."""
+        with connect(primary, user="app", dbname="app") as session:
+            held = set(session.execute("SELECT client, sequence FROM public.lab WHERE run = %s", (self.report["run"],)).fetchall())
+        told = {(int(client), sequence) for client, sequences in self.report["acknowledged"].items() for sequence in sequences}
+        return len(told - held)

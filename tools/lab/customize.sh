@@ -26,8 +26,6 @@ rm -rf "$root"/etc/apt/sources.list.d/* "$root"/var/lib/apt/lists/* "$root"/var/
 rm -f "$root/etc/apt/apt.conf.d/99mmdebstrap"
 echo 'deb [trusted=yes] file:/srv/lab/apt ./' >"$root/etc/apt/sources.list"
 echo 'APT::Install-Recommends "false";' >"$root/etc/apt/apt.conf.d/lab"
-# As in an image that is not of today: what is available is not known yet.
-touch --date=@0 "$root/var/lib/apt/lists"
 mkdir -p "$root/srv/lab"
 echo 'LANG=C.UTF-8' >"$root/etc/default/locale"
 

@@ -40,6 +40,7 @@ def files(name):
     """Path, owner, group and mode of what the roles write."""
     if name in POOLERS:
         return [
+            ("/etc/pgbouncer", "postgres", "postgres", 0o755),
             ("/etc/pgbouncer/pgbouncer.ini", "postgres", "postgres", 0o640),
             ("/etc/pgbouncer/databases.ini", "postgres", "postgres", 0o640),
             ("/etc/pgbouncer/userlist.txt", "postgres", "postgres", 0o600),
