@@ -12,7 +12,7 @@ import random
 _SEEN = ("look_for_proof", "knock", "look")
 # The second time that every member is asked, right before the promotion.
 _LAST_LOOK = "look_for_proof#4"
-_CONSOLE = ("start_pause", "reload", "resume")
+_CONSOLE = ("start_pause", "start_reload", "start_resume", "finish_resume")
 _CRASHED = {
     "step": ("hold", "pause", "fence", "promote", "resume", "point", "settle"),
     "guardian": (*_SEEN, "end_of_wal", "hold", "prepare", "arm", "fence_down", _LAST_LOOK, "promote", "switch", "disarm"),
@@ -27,7 +27,7 @@ MOMENTS = {
     "switchover": {
         "step": ("prepare", "pause", "stop", "promote", "resume", "start", "point", "settle"),
         "guardian": ("hold", "prepare", "arm", "fence", "stop", "switch", "release", "promote", "start", "disarm"),
-        "console": ("start_pause", "finish_pause", "reload", "resume"),
+        "console": ("start_pause", "finish_pause", "start_reload", "start_resume", "finish_resume"),
     },
     "failover": _CRASHED,
     "failover-behind": {**_CRASHED, "step": (*_CRASHED["step"], "let")},

@@ -12,7 +12,7 @@ MOMENT is PLACE.NAME.WHEN, and only the first such moment counts, or the Nth whe
 
 * ``step.pause.before``, ``.after``: a step of the plan by its first word
 * ``guardian.release.before``, ``.sent``, ``.after``: a request to a guardian; ``sent`` is when it is under way, ``after`` when it was answered
-* ``console.reload.before``, ``.after``: a method of Console
+* ``console.start_reload.before``, ``.after``: a method of Console
 
 Prints the result as JSON on its last line.
 """
@@ -121,7 +121,7 @@ def arrange(accident):
     real_add, Plan.add = Plan.add, add
     wrap(accident, Guardian, "start", lambda _self, name: "guardian.%s.before" % name, lambda _self, name: "guardian.%s.sent" % name)
     wrap(accident, Guardian, "finish", lambda *_a: None, lambda self, *_a: "guardian.%s.after" % self._request)
-    for method in ("start_pause", "finish_pause", "reload", "resume"):
+    for method in ("start_pause", "finish_pause", "start_reload", "start_resume", "finish_resume"):
         wrap(accident, Console, method, lambda *_a, m=method: "console.%s.before" % m, lambda *_a, m=method: "console.%s.after" % m)
 
 

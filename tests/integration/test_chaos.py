@@ -23,7 +23,7 @@ CASES = [
     "switchover:step.promote.before:fail:command-old",
     "switchover:guardian.start.before:hang:command-old",
     "switchover:guardian.promote.sent:crash:server-candidate",
-    "switchover:console.reload.before:restart:pooler",
+    "switchover:console.start_reload.before:restart:pooler",
     "switchover:step.stop.after:kill:controller",
     "switchover:step.promote.before:start:server-old",
     "failover:guardian.look_for_proof#4.after:start:server-old",

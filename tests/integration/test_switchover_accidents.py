@@ -42,7 +42,7 @@ def run_driver(site, candidate, accident, moment="", **changes):
     options.write_text(json.dumps(site.options(candidate, **changes)))
     process = subprocess.Popen(
         [sys.executable, str(DRIVER), "switchover", str(options), accident, *([moment] if moment else [])],
-        stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(collections_path())}, cwd="/",
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(collections_path())}, cwd="/",
     )  # fmt: skip
     site.processes.append(process)
     return process

@@ -217,7 +217,7 @@ def test_a_pooler_restarted_in_the_window(site):
 
 
 def test_a_file_that_the_pooler_does_not_read(site):
-    """RELOAD answers success. That it changed nothing is seen before the promotion, while there is a way back."""
+    """RELOAD answers success. That it changes nothing is seen before anything is paused."""
     primary = site.primary.name
     copy = site.poolers[0].base / "copy.ini"
     site.poolers[0]._write(copy, site.poolers[0].databases_file.read_text())
@@ -226,12 +226,56 @@ def test_a_file_that_the_pooler_does_not_read(site):
     with site.load(clients=4) as load:
         process = run_driver(site, other(site, primary), "none", poolers=options["poolers"])
         result = result_of(process)
+    after = copy.read_text()
     copy.unlink()
+    assert after == site.poolers[0].databases_file.read_text()
     assert result["failed"] and result["error"] == "RolledBack", result
-    assert "still leads elsewhere" in result["msg"]
+    assert "does not take what %s says of app" % copy in result["msg"] and "pause" not in result["timing_ms"]
     assert [node.name for node in site.primaries] == [primary]
     assert load.report["errors"] == 0 and load.lost == set(), load.report["error_texts"]
     heal(site)
+
+
+def test_a_file_that_the_pooler_refuses(site):
+    """Somebody has left a fault in it, and nobody has reloaded it since."""
+    primary, pooler = site.primary.name, site.poolers[0]
+    before = pooler.databases_file.read_text()
+    faulty = before.replace("[databases]\n", "[databases]\nnew = host=127.0.0.1 no_such_key=1\n")
+    pooler._write(pooler.databases_file, faulty)
+    result = site.switch(other(site, primary))
+    assert pooler.databases_file.read_text() == faulty
+    pooler._write(pooler.databases_file, before)
+    pooler.console().execute("RELOAD")
+    assert result["failed"] and "See the log of that PgBouncer" in result["msg"], result
+    assert [node.name for node in site.primaries] == [primary] and not site.paused()
+    heal(site)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Two nodes: the old primary is the only one that can answer the read-only entries afterwards."""
+    with Sites(nodes=2, poolers=1) as pairs:
+        yield pairs
+
+
+@pytest.mark.parametrize(("moment", "entry"), [("guardian.promote.after", "app"), ("step.start.before", "app_ro")])
+def test_a_client_that_logs_in_while_everything_is_paused(pairs, moment, entry):
+    """PgBouncer opens a server connection for one that comes after a RELOAD, the PAUSE closes it, and after the RESUME others are refused because of that."""
+    site = pairs.sound()
+    pooler, candidate = site.poolers[0], other(site, site.primary.name)
+    with pooler.connect(entry) as old, contextlib.ExitStack() as stack:
+        old.execute("SELECT 1")
+        process = run_driver(site, candidate, "ask", moment)
+        assert process.stdout.readline() == "AT\n"
+        assert (pooler.name, entry) in site.paused()
+        # It is let in at once, as nothing has been reloaded, and waits with its first statement.
+        new = stack.enter_context(pooler.connect(entry))
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        result = result_of(process)
+        assert not result["failed"], result
+        led_to = {session.execute("SELECT current_setting('cluster_name')").fetchone()[0] for session in (old, new)}
+    assert (led_to == {candidate}) == (entry == "app")
 
 
 def test_a_file_that_is_edited_meanwhile(site):

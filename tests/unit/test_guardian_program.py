@@ -448,6 +448,30 @@ def test_a_pooler_goes_where_the_one_writable_node_is(ini, writable, name, text)
     assert pooler.commands == ["RELOAD", "SHOW DATABASES", 'RESUME "app"']
 
 
+@pytest.mark.parametrize("writable", [["db1"], ["db1", "db2"], []])
+def test_what_was_set_meanwhile_is_set_back_whatever_the_recovery_finds(ini, writable):
+    pooler = FakePooler(ini, writable)
+    pooler.settings = {"server_login_retry": "15", "default_pool_size": "20"}
+    pooler.recover(0.1)
+    assert pooler.commands[-2:] == ["SET server_login_retry = '15'", "SET default_pool_size = '20'"]
+
+
+def test_what_was_set_meanwhile_is_set_back_where_somebody_has_changed_the_file(ini):
+    pooler = FakePooler(ini, ["db2"])
+    pooler.settings = {"default_pool_size": "20"}
+    ini.write_text("mine\n")
+    with pytest.raises(program.Changed):
+        pooler.recover(5)
+    assert pooler.commands == ['RESUME "app"', "SET default_pool_size = '20'"]
+
+
+def test_a_file_on_its_way_is_known(ini):
+    pooler = FakePooler(ini, ["db2"])
+    pooler.texts = ["between\n"]
+    pooler.switch("between\n")
+    assert pooler.recover(5) == "it leads to db2" and ini.read_text() == "new\n"
+
+
 def test_a_pooler_waits_until_one_node_is_writable(ini):
     pooler = FakePooler(ini, [], [], ["db1", "db2"], [], ["db2"])
     assert pooler.recover(5) == "it leads to db2"

@@ -529,6 +529,8 @@ class Pooler(Part):
         self.console_keywords = {}
         self.reconnect = None
         self.databases = []
+        self.texts = []
+        self.settings = {}
         self.disabled = []
         self.led = False
         self.unsettled = False
@@ -544,11 +546,12 @@ class Pooler(Part):
             raise Failure("user %d may not write to the directory of %s" % (os.geteuid(), self.file))
         return {"text": text}
 
-    def prepare(self, console, directions, databases):
+    def prepare(self, console, directions, databases, texts=(), settings=None):
         """``directions``: for each node that may be the primary, how to reach it, the file's text that leads there, and the
         host and port of each entry then.
 
-        ``databases``: what is paused, null for everything. All connections are opened here, none is left for later.
+        ``databases``: what is paused, null for everything. ``texts``: what the file may be on its way, besides. ``settings``: those of
+        PgBouncer that are others meanwhile, as they were. All connections are opened here, none is left for later.
         """
         # A guardian that an earlier operation has left looking for a primary would lead the pooler by turns with this one.
         end = time.monotonic() + CLAIM_SECONDS
@@ -557,6 +560,8 @@ class Pooler(Part):
         self.console_keywords = console
         self.directions = [dict(direction) for direction in directions]
         self.databases = databases
+        self.texts = list(texts)
+        self.settings = dict(settings or {})
         self._console = self._connect(console)
         for direction in self.directions:
             direction["session"] = None
@@ -589,7 +594,7 @@ class Pooler(Part):
         write_file(self.file, text)
 
     def _known_texts(self):
-        return [direction["text"] for direction in self.directions]
+        return [direction["text"] for direction in self.directions] + self.texts
 
     def _connect(self, keywords):
         import psycopg
@@ -709,6 +714,15 @@ class Pooler(Part):
         return [direction["name"] for direction in writable]
 
     def recover(self, patience):
+        try:
+            return self._recover(patience)
+        finally:
+            # Not every way back reloads.
+            with contextlib.suppress(Failure):
+                for name, value in self.settings.items():
+                    self.command("SET %s = '%s'" % (name, value.replace("'", "''")))
+
+    def _recover(self, patience):
         end = time.monotonic() + patience
         # Also where its console does not answer, or its file cannot be written now.
         self.unsettled = True

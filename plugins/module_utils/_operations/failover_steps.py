@@ -180,7 +180,7 @@ class Steps:
     def lead(self) -> None:
         """Files and run time of the poolers to the new primary, and off they go."""
         self.phase = "lead"
-        self.redirection.switch(self._limit)
+        self.redirection.write_files(self._limit)
         self._run.result["paused_ms"] = self.redirection.let_go(self._limit)
         # Those that did not do as they were told, or whose guardian was faster.
         self.redirection.lead_what_is_left(Deadline(self._run.params["timeout"] + 5))

@@ -17,7 +17,7 @@ import typing as t
 from .._cluster.aliases import is_read_only
 from .._cluster.model import Cluster, Node
 from .._cluster.switchover import PoolerView, read_only_target
-from .._errors import InvalidInput, NotConfirmed, OperationError, WaitTimeout
+from .._errors import InvalidInput, NotConfirmed, OperationError, Refused, WaitTimeout
 from .._host.guardian import Guardian
 from .._module import ArgumentSpec
 from .._parallel import ask_all
@@ -29,9 +29,13 @@ from .._wait import Deadline
 from .members import Run
 
 # With PgBouncer's default of 15 s, one login that meets a PAUSE keeps a pool closed for that long.
-LOGIN_RETRY_SECONDS = "0.1"
+LOGIN_RETRY_SECONDS = "0.005"
 # A pool that has as many server connections opens no further one, so that none is in login. Those that it has go on.
 NO_GROWTH = "1"
+BORROWED = ("server_login_retry", "default_pool_size")
+"""What an operation sets for its own time."""
+# So many entries are resumed at once at most; the others after these.
+RESUMERS = 8
 
 POOLERS = ArgumentSpec(
     {
@@ -69,6 +73,8 @@ class Pooler:
     target: Target
     guardian: Guardian | None = None
     console: Console | None = None
+    resumers: list[Console] = dataclasses.field(default_factory=list)
+    """Further consoles: each sends its RESUME without waiting for others."""
     text: str = ""
     new_text: str = ""
     changes: t.Sequence[Change] = ()
@@ -76,6 +82,8 @@ class Pooler:
     """It is paused as a whole, because its entry "*" is affected."""
     settings: t.Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     """What SHOW CONFIG says."""
+    sizes: t.Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """How many server connections each entry may have, by SHOW DATABASES."""
     view: PoolerView = dataclasses.field(default_factory=lambda: PoolerView(""))
 
     ends: t.Sequence[str] = ()
@@ -178,6 +186,7 @@ def _look(
     running = pooler.console.databases(deadline)
     config = pooler.console.config(deadline)
     pooler.settings = config
+    pooler.sizes = {name: row["pool_size"] for name, row in running.items()}
     affected = [change.name for change in pooler.changes]
     # "*" has no name of its own at run time: it can only be paused with everything else.
     pooler.everything = "*" in affected
@@ -233,7 +242,9 @@ def _retarget(
 
 
 class Redirection:
-    """The way of all poolers whose entries change from one primary to the next. Its methods come in this order: prepare, arm, hold_back, switch, let_go.
+    """The way of all poolers whose entries change from one primary to the next.
+
+    Its methods come in this order: prepare, arm, prove_files, quicken_logins, hold_back, write_files, let_go, let_go_of_the_rest.
 
     From ``arm`` on the guardian of each pooler leads it to whichever node accepts writes when the process that holds this is gone, or late.
     """
@@ -258,12 +269,20 @@ class Redirection:
 
     def prepare(self, deadline: Deadline, old_is_lost: bool = False) -> None:
         """Tell the guardians all that they need to go either way. ``old_is_lost``: it need not answer now."""
-        self._each(lambda pooler: self._prepare(pooler, [self._old] if old_is_lost else []), lambda pooler: t.cast(Guardian, pooler.guardian).finish(deadline))
 
-    def _each(self, *parts: t.Callable[[Pooler], t.Any]) -> None:
-        """Each part for all poolers before the next one."""
+        def connect(pooler: Pooler) -> None:
+            while len(pooler.resumers) < min(len(pooler.paused), RESUMERS):
+                pooler.resumers.append(self._run.keep(Console.open(pooler.target, timeout=5)))
+
+        def finish(pooler: Pooler) -> None:
+            t.cast(Guardian, pooler.guardian).finish(deadline)
+
+        self._each(lambda pooler: self._prepare(pooler, [self._old] if old_is_lost else []), connect, finish)
+
+    def _each(self, *parts: t.Callable[[Pooler], t.Any], among: t.Callable[[Pooler], t.Any] = bool) -> None:
+        """Each part for all poolers, or those ``among`` them that it is true for, before the next one."""
         for part in parts:
-            for pooler in list(self.poolers):
+            for pooler in list(filter(among, self.poolers)):
                 try:
                     part(pooler)
                 except OperationError as error:
@@ -299,8 +318,9 @@ class Redirection:
                 }
             )
         t.cast(Guardian, pooler.guardian).start(
-            "prepare", console=pooler.target.keywords(), databases=None if pooler.everything else pooler.paused, directions=directions
-        )
+            "prepare", console=pooler.target.keywords(), databases=None if pooler.everything else pooler.paused, directions=directions,
+            texts=[self._text_meanwhile(pooler), *self._proof(pooler).values()], settings={key: pooler.settings[key] or "" for key in BORROWED},
+        )  # fmt: skip
 
     def recover_with_another(self, lost: Guardian, deadline: Deadline) -> str:
         """A guardian is gone, or out of reach: another one puts its pooler back. Returns what it did; errors are those of Guardian."""
@@ -316,6 +336,56 @@ class Redirection:
         self._each(
             lambda pooler: t.cast(Guardian, pooler.guardian).start("arm", limit=limit), lambda pooler: t.cast(Guardian, pooler.guardian).finish(deadline)
         )
+
+    def prove_files(self, limit: Deadline) -> None:
+        """The poolers read the files that will lead them: each is given a change that nobody notices, and shows it. Raises Refused.
+
+        RELOAD answers success whatever it makes of a file, and later, right before the RESUME, it is too late to find out. Needs guardians that are armed.
+        """
+        proofs = {pooler: self._proof(pooler) for pooler in self.poolers}
+
+        def write(pooler: Pooler) -> None:
+            for text in proofs[pooler].values():
+                t.cast(Guardian, pooler.guardian).call("switch", limit, text=text)
+
+        def check(pooler: Pooler) -> None:
+            if not proofs[pooler]:
+                return
+            console = t.cast(Console, pooler.console)
+            console.reload(limit)
+            running = console.databases(limit)
+            unread = [name for name, size in proofs[pooler] if running.get(name, {}).get("pool_size") != size]
+            t.cast(Guardian, pooler.guardian).call("switch", limit, text=pooler.text)
+            console.reload(limit)
+            if unread:
+                raise Refused(
+                    "pooler %s does not take what %s says of %s: after a RELOAD a change of it is not seen" % (pooler.name, pooler.options["config_file"], unread[0]),
+                    action="See the log of that PgBouncer for faults of its configuration, and whether it reads this file (SHOW CONFIG, conffile)",
+                )
+
+        self._each(write, check)
+
+    @staticmethod
+    def _proof(pooler: Pooler) -> dict[tuple[str, int], str]:
+        """By entry and its size of the pool then: the file with a pool that may have one connection more. Empty where no entry can show that."""
+        for change in pooler.changes:
+            size = pooler.sizes.get(change.name)
+            if size is not None:
+                ini = Ini.parse(pooler.text, section=DATABASES)
+                ini.set_database(change.name, {"pool_size": size + 1})
+                return {(change.name, size + 1): ini.text()}
+        return {}
+
+    def _text_meanwhile(self, pooler: Pooler) -> str:
+        """The file while the old primary is no standby yet: what will lead there leads where it did."""
+        deferred = self._deferred(pooler)
+        if not deferred:
+            return pooler.new_text
+        ini = Ini.parse(pooler.new_text, section=DATABASES)
+        for change in pooler.changes:
+            if change.name in deferred:
+                ini.set_database(change.name, {key: change.before.get(key) for key in ("host", "port")})
+        return ini.text()
 
     def disarm(self) -> None:
         self._each(lambda pooler: t.cast(Guardian, pooler.guardian).call("disarm", Deadline(5)))
@@ -410,40 +480,70 @@ class Redirection:
                     ended.setdefault(pooler.name, {})[name] = sum(row["cl_active"] + row["cl_waiting"] for row in pools if row["database"] == name)
         return ended
 
-    def switch(self, limit: Deadline) -> None:
-        """Files and run time to the new primary, while everything is held back. Raises NotConfirmed where a pooler does not do what its file says."""
+    def write_files(self, limit: Deadline) -> None:
+        """Lead the files to the new primary, and have no pooler read them yet."""
+        self._each(
+            lambda pooler: t.cast(Guardian, pooler.guardian).start("switch", text=self._text_meanwhile(pooler)),
+            lambda pooler: t.cast(Guardian, pooler.guardian).finish(limit),
+        )
 
-        def reload(pooler: Pooler) -> None:
-            t.cast(Guardian, pooler.guardian).finish(limit)
-            console = t.cast(Console, pooler.console)
-            console.reload(limit)
+    def let_go(self, limit: Deadline) -> float:
+        """Lead everything to the new primary and RESUME it, but for what will lead to the old one. Returns the milliseconds since the first PAUSE.
+
+        Raises NotConfirmed where a pooler does not do what its file says.
+        """
+        self._reload_and_resume(limit, lambda pooler: [name for name in pooler.paused if name not in self._deferred(pooler)])
+        paused_ms = self.paused_ms
+        self._each(lambda pooler: self._check(pooler, limit, besides=self._deferred(pooler)))
+        return paused_ms
+
+    def let_go_of_the_rest(self, limit: Deadline) -> None:
+        """Lead the rest to the old primary, which is a standby by now, and RESUME it."""
+        self._each(
+            lambda pooler: t.cast(Guardian, pooler.guardian).start("switch", text=pooler.new_text),
+            lambda pooler: t.cast(Guardian, pooler.guardian).finish(limit),
+            among=self._deferred,
+        )
+        self._reload_and_resume(limit, lambda pooler: [] if pooler.everything else list(self._deferred(pooler)), among=self._deferred)
+        self._each(lambda pooler: self._check(pooler, limit), among=self._deferred)
+
+    def _reload_and_resume(self, limit: Deadline, names: t.Callable[[Pooler], list[str | None]], among: t.Callable[[Pooler], t.Any] = bool) -> None:
+        """Without waiting in between: PgBouncer finds the RESUMEs right behind the RELOAD.
+
+        For the first client that logs in between the two it opens a connection to the new server, closes that one because of the PAUSE, takes the pool for
+        failed, and refuses clients after the RESUME.
+        """
+
+        def begin(pooler: Pooler) -> None:
+            t.cast(Console, pooler.console).start_reload()
+            for console, name in zip(pooler.resumers, names(pooler)):
+                console.start_resume(name)
+
+        def finish(pooler: Pooler) -> None:
+            for number, name in enumerate(names(pooler)):
+                console = pooler.resumers[number % RESUMERS]
+                if number >= RESUMERS:
+                    console.start_resume(name)
+                console.finish_resume(limit, missing_ok=True)
+
+        def restore(pooler: Pooler) -> None:
             # All settings are those of the file again.
             self._borrowed.pop((pooler, "default_pool_size"), None)
             if (pooler, "server_login_retry") in self._borrowed:
-                console.set("server_login_retry", LOGIN_RETRY_SECONDS, limit)
+                t.cast(Console, pooler.console).set("server_login_retry", LOGIN_RETRY_SECONDS, limit)
 
-        def check(pooler: Pooler) -> None:
-            # RELOAD answers success whatever it makes of the file.
-            running = t.cast(Console, pooler.console).databases(limit)
-            wrong = [change.name for change in pooler.changes if change.name != "*" and not same_target(change.after, running.get(change.name))]
-            if wrong:
-                raise NotConfirmed(
-                    "pooler %s still leads elsewhere for %s, although its file was changed and it was reloaded" % (pooler.name, ", ".join(wrong))
-                )
+        self._each(begin, lambda pooler: t.cast(Console, pooler.console).finish(limit), among=among)
+        self._run.mark("reload")
+        self._each(finish, restore, among=among)
 
-        self._each(lambda pooler: t.cast(Guardian, pooler.guardian).start("switch", text=pooler.new_text), reload, check)
-
-    def let_go(self, limit: Deadline) -> float:
-        """RESUME what does not lead to the old primary. Returns the milliseconds since the first PAUSE."""
-
-        def resume(pooler: Pooler) -> None:
-            deferred = self._deferred(pooler)
-            for name in pooler.paused:
-                if name not in deferred:
-                    t.cast(Console, pooler.console).resume(name, limit, missing_ok=True)
-
-        self._each(resume)
-        return self.paused_ms
+    @staticmethod
+    def _check(pooler: Pooler, limit: Deadline, besides: t.Collection[str] = ()) -> None:
+        # RELOAD answers success whatever it makes of the file.
+        running = t.cast(Console, pooler.console).databases(limit)
+        led = [change for change in pooler.changes if change.name != "*" and change.name not in besides]
+        wrong = [change.name for change in led if not same_target(change.after, running.get(change.name))]
+        if wrong:
+            raise NotConfirmed("pooler %s still leads elsewhere for %s, although its file was changed and it was reloaded" % (pooler.name, ", ".join(wrong)))
 
     def recover(self, patience: Deadline) -> dict[str, str]:
         """Let every guardian lead its pooler to whichever node accepts writes, as it would without us. What each of them did."""
@@ -479,10 +579,6 @@ class Redirection:
     @property
     def paused_ms(self) -> float:
         return round((time.monotonic() - self._began) * 1000, 1) if self._began else 0.0
-
-    def let_go_of_the_rest(self, limit: Deadline) -> None:
-        """RESUME what leads to the old primary, which is a standby by now."""
-        self._each(lambda pooler: [t.cast(Console, pooler.console).resume(name, limit, missing_ok=True) for name in self._deferred(pooler)])
 
     def _deferred(self, pooler: Pooler) -> list[str]:
         """Read-only entries that now lead to the old primary: they wait until it is a standby that answers."""

@@ -14,11 +14,11 @@ Order and rollback points:
 
 1. prepare: sessions, checkpoints, where the old primary will stream from; nothing that clients notice, undone on failure
 2. fence: standby.signal on the old primary, so that whatever starts it later starts a standby
-3. pause all poolers at once, with a bound
-4. stop the old primary; meanwhile the poolers' files are switched and reloaded
+3. prove that the poolers read their files, then pause all of them at once, with a bound
+4. stop the old primary; meanwhile the poolers' files are switched
 5. proof: pg_control says shut down, and the candidate has replayed that shutdown checkpoint
 6. release: the old primary's guardian gives up its right to go back. Until it says so, nothing is promoted.
-7. promote, resume; then, outside the window: old primary starts as a standby, the others follow, slots are moved
+7. promote, reload and resume; then, outside the window: old primary starts as a standby, the others follow, slots are moved
 """
 
 from __future__ import annotations
@@ -360,6 +360,8 @@ class Window:
         run.mark(None)
         self._arm()
         self.phase = "pause"
+        self.redirection.prove_files(self.limit)
+        run.mark("prove_files")
         bound = self.limit.within(run.params["pause_timeout"])
         self.redirection.quicken_logins(bound)
         run.mark("wait_for_logins")
@@ -381,8 +383,8 @@ class Window:
         self.phase = "stop"
         self.guard_node.start("stop", timeout=max(0.1, self.limit.left - 0.1))
         # The poolers' files change while the old primary writes its shutdown checkpoint.
-        self.redirection.switch(self.limit)
-        run.mark("reload")
+        self.redirection.write_files(self.limit)
+        run.mark("write_files")
         self.shutdown_checkpoint = int(self.guard_node.finish(self.limit)["checkpoint"])
         run.mark("stop")
 

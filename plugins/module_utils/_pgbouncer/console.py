@@ -127,7 +127,16 @@ class Console:
 
     def reload(self, deadline: Deadline | None = None) -> None:
         """Have the configuration read again. Before 1.25 this succeeds also when the file is faulty: look at the result."""
-        self.ask("RELOAD", deadline)
+        self.start_reload()
+        self.finish(deadline or Deadline(self._timeout))
+
+    def start_reload(self) -> None:
+        """Begin a reload, and do not wait for the answer."""
+        self.session.start("RELOAD")
+
+    def finish(self, deadline: Deadline) -> None:
+        """Wait for the answer to what was begun."""
+        self.session.finish(deadline)
 
     def is_paused(self, deadline: Deadline | None = None) -> bool | None:
         """Whether the pooler as a whole is paused or suspended; None where a login that is no admin cannot know."""
@@ -171,8 +180,17 @@ class Console:
 
     def resume(self, name: str | None = None, deadline: Deadline | None = None, missing_ok: bool = False) -> bool:
         """End a pause; with ``missing_ok`` it is no error that there is none. Returns whether there was one."""
+        self.start_resume(name)
+        return self.finish_resume(deadline or Deadline(self._timeout), missing_ok)
+
+    def start_resume(self, name: str | None = None) -> None:
+        """Begin to end a pause, and do not wait for the answer."""
+        self.session.start("RESUME" + _argument(name))
+
+    def finish_resume(self, deadline: Deadline, missing_ok: bool = False) -> bool:
+        """Wait for a resume that was begun; as ``resume``."""
         try:
-            self.ask("RESUME" + _argument(name), deadline)
+            self.session.finish(deadline)
         except QueryFailed as error:
             if missing_ok and "is not paused" in error.message:
                 return False
