@@ -27,8 +27,9 @@ from switchover_site import Site
 
 HERE = pathlib.Path(__file__).resolve().parent
 USUAL_SETTINGS = {"primary_conninfo", "primary_slot_name"}
-LOGIN_RETRY = "0.2"
-SHORT_LOGIN_RETRY = "0.1"
+SETTINGS = {"server_login_retry": "0.2", "default_pool_size": "20"}
+BORROWED = {"server_login_retry": "0.005", "default_pool_size": "1"}
+"""What operations set for their own time."""
 
 PG_CTL = """#!/bin/sh
 # Fails or hangs while the file beside it says so.
@@ -109,7 +110,7 @@ class ChaosSite(Site):
         self.disks = {}
         self.wal_disks = {}
         settings = {"wal_retrieve_retry_interval": "500ms", "wal_receiver_timeout": "10s", "wal_sender_timeout": "10s"}
-        super().__init__(lab, settings=settings, pooler_settings={"server_login_retry": LOGIN_RETRY})
+        super().__init__(lab, settings=settings, pooler_settings=SETTINGS)
         self.nodes[0].sql(
             "CREATE TABLE public.chaos (run text, client text, sequence int, PRIMARY KEY (run, client, sequence))",
             dbname="app",
@@ -324,13 +325,13 @@ class ChaosSite(Site):
                 words = dict(word.split("=", 1) for word in rest.split())
                 file[name] = self.at(words["host"], words["port"])
         paused, disabled = (tuple(row["name"] for row in rows if row[what]) for what in ("paused", "disabled"))
-        login_retry = next(row["value"] for row in pooler.show("CONFIG") if row["key"] == "server_login_retry")
+        settings = {row["key"]: row["value"] for row in pooler.show("CONFIG") if row["key"] in SETTINGS}
         running = {row["name"]: self.at(row["host"], row["port"]) for row in rows}
-        return PoolerState(pooler.name, file, running, paused, disabled, login_retry, self.strange_files(pooler))
+        return PoolerState(pooler.name, file, running, paused, disabled, settings, self.strange_files(pooler))
 
-    def unsound_parts(self, primary, outside, gone, login_retries):
+    def unsound_parts(self, primary, outside, gone, pooler_settings):
         nodes, poolers = [self.node_state(node) for node in self.nodes if node.name not in gone], [self.pooler_state(pooler) for pooler in self.poolers]
-        return unsound(nodes, poolers, primary, USUAL_SETTINGS, login_retries, outside)
+        return unsound(nodes, poolers, primary, USUAL_SETTINGS, pooler_settings, outside)
 
     def last_words(self, lines=12):
         """The ends of the servers' logs."""

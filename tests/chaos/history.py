@@ -186,7 +186,8 @@ class PoolerState:
     running: t.Mapping[str, str]
     paused: tuple[str, ...] = ()
     disabled: tuple[str, ...] = ()
-    login_retry: str = ""
+    settings: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Of those that operations set for their own time, by SHOW CONFIG."""
     files: tuple[str, ...] = ()
 
 
@@ -195,7 +196,7 @@ def unsound(
     poolers: t.Sequence[PoolerState],
     primary: str,
     usual_settings: t.AbstractSet[str],
-    usual_login_retry: t.Container[str],
+    usual_of_poolers: t.Mapping[str, t.Container[str]],
     outside: t.Collection[str] = (),
     readonly_suffix: str = "_ro",
 ) -> list[str]:
@@ -243,8 +244,9 @@ def unsound(
             violations.append("%s has %s paused" % (pooler.name, ", ".join(pooler.paused)))
         if pooler.disabled:
             violations.append("%s has %s disabled" % (pooler.name, ", ".join(pooler.disabled)))
-        if pooler.login_retry not in usual_login_retry:
-            violations.append("%s has server_login_retry %s, which is not its own" % (pooler.name, pooler.login_retry))
+        for name, value in pooler.settings.items():
+            if value not in usual_of_poolers[name]:
+                violations.append("%s has %s %s, which is not its own" % (pooler.name, name, value))
         if pooler.files:
             violations.append("files left on %s: %s" % (pooler.name, ", ".join(pooler.files)))
     return violations

@@ -13,7 +13,7 @@ import threading
 import time
 
 from cases import Case
-from chaos_site import LOGIN_RETRY, SHORT_LOGIN_RETRY, end
+from chaos_site import BORROWED, SETTINGS, end
 from faults import Faults
 from history import ACKNOWLEDGED, DataLoss, lost, paused_too_long, phantoms, too_little, two_writers
 from lab import REPOSITORY, collections_path, lives, wait_until
@@ -244,14 +244,15 @@ def repair(site, case, loss, old, candidate, played):
         played.violations.append("guardians still live %d s after the run that repaired: %s" % (GUARDIAN_SECONDS, site.guardians()))
     if loss and final is candidate:
         lead_by_hand(site, result, final, played)
-    # A run that cannot set it back leaves the short one until the pooler's next RELOAD.
-    unset = "pooler" in played.case or played.case.endswith((":controller", ":console"))
+    # A run that cannot set it back leaves what it has set until the pooler's next RELOAD.
+    unset = "pooler" in played.case or played.case.endswith(":console")
     if outside:
         # A standby that got from the lost primary what the new one has not: the run has to say that it is to be rejoined.
         outside += [node for node in site.nodes if node is not old and node.name in result["to_rejoin"] and site.has_left(node, final)]
     fenced = [node.name for node in outside if loss.comes_back]
     left = [node.name for node in outside if not loss.comes_back]
-    played.violations += eventually_sound(site, final.name, fenced, left, [LOGIN_RETRY, *([SHORT_LOGIN_RETRY] if unset else [])])
+    usual = {name: {value, BORROWED[name] if unset else value} for name, value in SETTINGS.items()}
+    played.violations += eventually_sound(site, final.name, fenced, left, usual)
     return final, outside
 
 
@@ -272,11 +273,11 @@ def lead_by_hand(site, result, primary, played):
             pooler.console().execute("RELOAD")
 
 
-def eventually_sound(site, primary, outside, gone, login_retries):
+def eventually_sound(site, primary, outside, gone, pooler_settings):
     """What keeps the site from being sound; servers tell some things with a delay."""
     deadline = time.monotonic() + 20
     while True:
-        found = site.unsound_parts(primary, outside, gone, login_retries)
+        found = site.unsound_parts(primary, outside, gone, pooler_settings)
         if not found or time.monotonic() > deadline:
             return found
         time.sleep(0.1)

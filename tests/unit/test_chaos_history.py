@@ -178,11 +178,11 @@ NODES = [
     NodeState("db2", True, 2, slots=(("db1", True), ("db3", True))),
     NodeState("db3", False, 2, "db2", standby_signal=True),
 ]
-POOLERS = [PoolerState("p", {"app": "db2", "app_ro": "db1"}, {"app": "db2", "app_ro": "db1"}, login_retry="1")]
+POOLERS = [PoolerState("p", {"app": "db2", "app_ro": "db1"}, {"app": "db2", "app_ro": "db1"}, settings={"server_login_retry": "1"})]
 
 
 def judge(nodes=None, poolers=None):
-    return unsound(NODES if nodes is None else nodes, POOLERS if poolers is None else poolers, "db2", {"primary_conninfo"}, {"1"})
+    return unsound(NODES if nodes is None else nodes, POOLERS if poolers is None else poolers, "db2", {"primary_conninfo"}, {"server_login_retry": {"1"}})
 
 
 def test_a_sound_site():
@@ -205,11 +205,11 @@ def test_a_node_that_is_not_as_it_should_be(node, changes):
 
 def test_the_lost_primary_is_left_outside_and_fenced():
     alone = NodeState("db1", False, 1, standby_signal=True, slots=(("db3", False),))
-    assert unsound([alone, *NODES[1:]], POOLERS, "db2", set(), {"1"}, outside=["db1"]) == []
-    assert len(unsound([alone, *NODES[1:]], POOLERS, "db2", set(), {"1"})) == 3
+    assert unsound([alone, *NODES[1:]], POOLERS, "db2", set(), {"server_login_retry": {"1"}}, outside=["db1"]) == []
+    assert len(unsound([alone, *NODES[1:]], POOLERS, "db2", set(), {"server_login_retry": {"1"}})) == 3
     loose = dataclasses.replace(alone, standby_signal=False)
-    assert len(unsound([loose, *NODES[1:]], POOLERS, "db2", set(), {"1"}, outside=["db1"])) == 1
-    assert len(unsound([dataclasses.replace(alone, primary=True), *NODES[1:]], POOLERS, "db2", set(), {"1"}, outside=["db1"])) == 1
+    assert len(unsound([loose, *NODES[1:]], POOLERS, "db2", set(), {"server_login_retry": {"1"}}, outside=["db1"])) == 1
+    assert len(unsound([dataclasses.replace(alone, primary=True), *NODES[1:]], POOLERS, "db2", set(), {"server_login_retry": {"1"}}, outside=["db1"])) == 1
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_the_lost_primary_is_left_outside_and_fenced():
         {"file": {"app": "db1", "app_ro": "db1"}, "running": {"app": "db1", "app_ro": "db1"}},
         {"file": {"app": "db2", "app_ro": "db2"}, "running": {"app": "db2", "app_ro": "db2"}},
         {"running": {"app": "db1", "app_ro": "db1"}}, {"running": {"app": "db2", "app_ro": "db3"}}, {"paused": ("app",)}, {"disabled": ("app",)},
-        {"login_retry": "0.1"},
+        {"settings": {"server_login_retry": "0.1"}},
         {"files": ("databases.ini.pgfleet-7",)},
     ],
 )  # fmt: skip

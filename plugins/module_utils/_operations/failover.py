@@ -40,7 +40,7 @@ from .._wait import Deadline
 from .failover_steps import CATCH_UP_SECONDS, Steps
 from .follow import read_history
 from .members import MEMBER_OPTIONS, Run, check_members, check_methods
-from .poolers import POOLERS, Pooler, add_resume_steps, check_poolers, find_taken_for_primary, look_at_poolers
+from .poolers import POOLERS, Pooler, add_resume_steps, check_poolers, find_taken_for_primary, leads_to, look_at_poolers
 from .promotion import Looked, Promotion, describe_proof
 from .switchover_window import Finish, bind
 
@@ -259,7 +259,7 @@ class Failover(Operation):
                 with contextlib.suppress(OperationError):
                     for row in pooler.console.show("SERVERS"):
                         entry = pooler.entries.get(str(row["database"]), {})
-                        led = next((n for n in silent if n.listens_at(entry.get("host", ""), int(entry.get("port", 5432)))), None)
+                        led = next((n for n in silent if leads_to(n, entry)), None)
                         if led:
                             found[pooler.name, led.name, str(row["ptr"])] = (str(row["state"]), str(row["request_time"]))
             return found

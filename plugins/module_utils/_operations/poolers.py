@@ -200,8 +200,7 @@ def _look(
         ahead=[
             name
             for name, entry in entries.items()
-            if candidate.listens_at(entry.get("host", ""), int(entry.get("port", 5432)))
-            and not is_read_only(name, run.params["readonly_suffix"], run.params["readonly_databases"])
+            if leads_to(candidate, entry) and not is_read_only(name, run.params["readonly_suffix"], run.params["readonly_databases"])
         ],
     )
 
@@ -220,7 +219,7 @@ def _retarget(
     if primary is candidate:
         # A pooler that was not led when the primary moved: its entries tell from where.
         led = [entries[name] for name in read_write]
-        former = [node for node in [*lost, *astray] if any(node.listens_at(entry.get("host", ""), int(entry.get("port", 5432))) for entry in led)]
+        former = [node for node in [*lost, *astray] if any(leads_to(node, entry) for entry in led)]
         sources, no_readers = former, [*lost, *(node for node in former if node not in lost), *([candidate] if former else [])]
     else:
         # Without a primary something was interrupted or lost: then all that leads elsewhere is led to the candidate.
@@ -357,9 +356,12 @@ class Redirection:
             unread = [name for name, size in proofs[pooler] if running.get(name, {}).get("pool_size") != size]
             t.cast(Guardian, pooler.guardian).call("switch", limit, text=pooler.text)
             console.reload(limit)
+            # What a run that was killed has left set is gone.
+            pooler.settings = console.config(limit)
             if unread:
                 raise Refused(
-                    "pooler %s does not take what %s says of %s: after a RELOAD a change of it is not seen" % (pooler.name, pooler.options["config_file"], unread[0]),
+                    "pooler %s does not take what %s says of %s: after a RELOAD a change of it is not seen"
+                    % (pooler.name, pooler.options["config_file"], unread[0]),
                     action="See the log of that PgBouncer for faults of its configuration, and whether it reads this file (SHOW CONFIG, conffile)",
                 )
 
@@ -388,6 +390,9 @@ class Redirection:
         return ini.text()
 
     def disarm(self) -> None:
+        # While the guardians would still do it. What fails here is tried again at the end, and told then.
+        with contextlib.suppress(OperationError):
+            self.restore_settings()
         self._each(lambda pooler: t.cast(Guardian, pooler.guardian).call("disarm", Deadline(5)))
         self.armed = False
 
@@ -582,22 +587,24 @@ class Redirection:
 
     def _deferred(self, pooler: Pooler) -> list[str]:
         """Read-only entries that now lead to the old primary: they wait until it is a standby that answers."""
-        old = self._old
-        return [change.name for change in pooler.changes if old and old.listens_at(change.after.get("host", ""), int(change.after.get("port", 5432)))]
+        return [change.name for change in pooler.changes if self._old and leads_to(self._old, change.after)]
 
     def restore_settings(self) -> None:
-        """What quicken_logins has set. On a console of its own: the other one may be busy with a PAUSE that has not ended. Tries every pooler."""
+        """What quicken_logins has set. On a console of its own: the other one may be busy with a PAUSE that has not ended.
+
+        Tries every pooler, and those that fail again the next time.
+        """
         failed: list[OperationError] = []
-        for (pooler, key), value in self._borrowed.items():
+        for (pooler, key), value in list(self._borrowed.items()):
             try:
                 console = Console.open(pooler.target, timeout=5)
                 try:
                     console.set(key, value)
                 finally:
                     console.close()
+                del self._borrowed[pooler, key]
             except OperationError as error:
                 failed.append(error)
-        self._borrowed.clear()
         if failed:
             raise failed[0]
 
@@ -625,6 +632,11 @@ def told_of_recovery(guardian: Guardian, deadline: Deadline) -> str:
         except OperationError:
             continue
     return str(guardian.finish(deadline))
+
+
+def leads_to(node: Node, entry: t.Mapping[str, str]) -> bool:
+    """Whether an entry of a pooler's file leads to a node."""
+    return node.listens_at(entry.get("host", ""), int(entry.get("port", 5432)))
 
 
 def same_target(entry: t.Mapping[str, str], running: t.Mapping[str, t.Any] | None) -> bool:

@@ -23,7 +23,7 @@ from .._sql.standby import ENDS_RECOVERY
 from .._sql.values import parse_conninfo
 from .._wait import Deadline
 from .members import MEMBER_OPTIONS, Run, check_members, check_methods
-from .poolers import POOLERS, Pooler, add_resume_steps, check_poolers, look_at_poolers
+from .poolers import POOLERS, Pooler, add_resume_steps, check_poolers, leads_to, look_at_poolers
 from .switchover_checks import Conditions, archive, sessions, transactions
 from .switchover_window import Finish, Seen, Window, bind
 
@@ -309,7 +309,7 @@ class Switchover(Operation):
                 self.run.warn("pooler %s: %s" % (pooler.name, pooler.view.problem))
                 continue
             for name, entry in pooler.entries.items():
-                led = next((n for n in cluster.standbys if n.listens_at(entry.get("host", ""), int(entry.get("port", 5432)))), None)
+                led = next((n for n in cluster.standbys if leads_to(n, entry)), None)
                 if led and not is_read_only(name, self.params["readonly_suffix"], self.params["readonly_databases"]):
                     self.run.warn("pooler %s: the entry %s leads to %s, which is a standby (see the option readonly_databases)" % (pooler.name, name, led.name))
         if not plan.changed and self.params["if_primary"] == "fail":
