@@ -9,10 +9,12 @@ tools/install_bench_packages.sh installs (make bench). docs/bench/README.md says
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
 import pathlib
 import re
+import select
 import signal
 import sys
 import time
@@ -20,11 +22,13 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "integration"))
 
 import figures
+import psycopg
 import report
 from bench_site import BenchSite, measure
 from cluster_play import play
 from lab import BIN, Lab, call_module
 from patroni_site import DEFAULT, TUNED, peers
+from switchover_site import waiting_failover
 
 OURS = "pg_failover"
 CONFIGURATIONS = {"tuned": TUNED, "defaults": DEFAULT}
@@ -43,14 +47,22 @@ def kill(node):
     return killed
 
 
-def by_module(site):
-    """With its default settings. Returns how many bytes of WAL it says are lost."""
+def options_for(site):
     options = site.options(None)
     del options["candidate"]
-    result = call_module("pg_failover", options, ansible=True)
+    return options
+
+
+def stated_loss(result):
+    """How many bytes of WAL it says are lost."""
     if result["failed"]:
         sys.exit("pg_failover failed: %s" % result["msg"])
     return result["data_loss"]["bytes"]
+
+
+def by_module(site):
+    """With its default settings."""
+    return stated_loss(call_module("pg_failover", options_for(site), ansible=True))
 
 
 def by_playbook(site):
@@ -60,7 +72,8 @@ def by_playbook(site):
 
 
 COLLECTION = {OURS: by_module, "check_failover": by_playbook}
-METHODS = [*COLLECTION, *PATRONI]
+RESIDENT = "pg_failover, resident"
+METHODS = [*COLLECTION, RESIDENT, *PATRONI]
 
 
 def lose_primary(site, fail_over, stated):
@@ -68,6 +81,19 @@ def lose_primary(site, fail_over, stated):
     lost = site.primary
     killed = kill(lost)
     stated.append(fail_over(site))
+    return killed, lambda: site.bring_back(lost)
+
+
+def lose_watched_primary(site, stated):
+    """The same where a process has all connections open and watches: a connection that ends and one that is refused tell it."""
+    lost = site.primary
+    with waiting_failover(site, {**options_for(site), "tries": 1}) as fail_over, lost.connect() as watch:
+        killed = kill(lost)
+        select.select([watch], [], [], 10)
+        with contextlib.suppress(psycopg.OperationalError):
+            while True:
+                lost.connect().close()
+        stated.append(stated_loss(fail_over()))
     return killed, lambda: site.bring_back(lost)
 
 
@@ -90,12 +116,14 @@ def main():
     lab = Lab()
     seen, loads, stated = [], [os.getloadavg()[0]], []
     try:
-        own = BenchSite(lab) if any(method in COLLECTION for method in methods) else None
+        own = BenchSite(lab) if any(method not in PATRONI for method in methods) else None
         wanted = {PATRONI[method][0] for method in methods if method in PATRONI}
         sites = peers(lab, {name: CONFIGURATIONS[name] for name in CONFIGURATIONS if name in wanted})
         for number in range(options.rounds):
             for method in methods:
-                if method in COLLECTION:
+                if method == RESIDENT:
+                    site, act = own, functools.partial(lose_watched_primary, own, stated)
+                elif method in COLLECTION:
                     site, act = own, functools.partial(lose_primary, own, COLLECTION[method], stated)
                 else:
                     name, with_patroni = PATRONI[method]

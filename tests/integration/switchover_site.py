@@ -6,10 +6,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import pathlib
 import subprocess
+import sys
 
 import psycopg
-from lab import HOST, REPOSITORY, SUPERUSER_PASSWORD, Lab, call_module, wait_until
+from lab import HOST, REPOSITORY, SUPERUSER_PASSWORD, Lab, call_module, collections_path, wait_until
+
+HERE = pathlib.Path(__file__).resolve().parent
 
 
 class Site:
@@ -102,6 +107,23 @@ class Site:
 
     def paused(self):
         return [(pooler.name, row["name"]) for pooler in self.poolers for row in pooler.show("DATABASES") if row["paused"]]
+
+
+@contextlib.contextmanager
+def waiting_failover(site, options):
+    """A process that has all connections open; the yielded function lets it look at the cluster and returns what came out."""
+    path = site.lab.path / "failover.json"
+    path.write_text(json.dumps(options))
+    process = subprocess.Popen(
+        [sys.executable, str(HERE / "operation_driver.py"), "failover", str(path), "wait"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        cwd="/", env={**os.environ, "PYTHONPATH": str(collections_path())},
+    )  # fmt: skip
+    try:
+        assert process.stdout.readline() == "READY\n"
+        yield lambda: json.loads(process.communicate("go\n", timeout=120)[0].splitlines()[-1])
+    finally:
+        process.kill()
+        process.wait(30)
 
 
 class Sites:

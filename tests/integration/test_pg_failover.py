@@ -15,7 +15,7 @@ import threading
 import psycopg
 import pytest
 from lab import SUPERUSER_PASSWORD, call_module, collections_path, wait_until
-from switchover_site import Sites
+from switchover_site import Sites, waiting_failover
 from test_pg_promote import caught_up, crash, cut_off
 from test_switchover_hazards import frozen, processes_of
 
@@ -57,24 +57,6 @@ def driven(site, wanted, accident, moment):
 def drive(site, wanted, moment):
     """The same with a failure at a moment."""
     return json.loads(driven(site, wanted, "error", moment).communicate(timeout=120)[0].splitlines()[-1])
-
-
-@contextlib.contextmanager
-def waiting(site, wanted):
-    """A process that has all connections open; the yielded function lets it look at the cluster and returns what came out."""
-    path = site.lab.path / "failover.json"
-    path.write_text(json.dumps(wanted))
-    driver = pathlib.Path(__file__).with_name("operation_driver.py")
-    process = subprocess.Popen(
-        [sys.executable, driver, "failover", path, "wait"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/",
-        env={**os.environ, "PYTHONPATH": str(collections_path())},
-    )  # fmt: skip
-    try:
-        assert process.stdout.readline() == "READY\n"
-        yield lambda: json.loads(process.communicate("go\n", timeout=120)[0].splitlines()[-1])
-    finally:
-        process.kill()
-        process.wait(30)
 
 
 def refused(result, *words, error="Refused"):
@@ -120,7 +102,7 @@ def test_a_process_that_waits_with_its_connections_open(site):
     """It begins with those; what ended meanwhile is opened again."""
     old = site.primary
     standbys = [node for node in site.nodes if node is not old]
-    with waiting(site, options(site, tries=1)) as go:
+    with waiting_failover(site, options(site, tries=1)) as go:
         for node in site.nodes:
             assert node.value("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgfleet.ops' AND state = 'idle'") == 1
         standbys[0].stop()

@@ -29,6 +29,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -544,6 +545,9 @@ class Pooler(Part):
             raise Failure("cannot read %s: %s" % (self.file, error.strerror)) from error
         if not os.access(os.path.dirname(self.file), os.W_OK):
             raise Failure("user %d may not write to the directory of %s" % (os.geteuid(), self.file))
+        # Takes a while, which nobody waits for now. Where it is missing, prepare() says so.
+        with contextlib.suppress(ImportError):
+            importlib.import_module("psycopg")
         return {"text": text}
 
     def prepare(self, console, directions, databases, texts=(), settings=None):
