@@ -48,6 +48,8 @@ from .switchover_checks import Conditions
 
 # A promotion that meets a walreceiver being restarted waits this long; the default is 5 s.
 RETRIEVE_RETRY = "5ms"
+# The poolers log in to the new primary now. Where it shares processors with the old one, a start of that would make them wait.
+CLIENTS_FIRST_SECONDS = 0.03
 
 
 @dataclasses.dataclass
@@ -418,6 +420,7 @@ class Window:
         # Slots first: a follower that names one does not stream without it.
         if self._slots_wanted:
             self.finish.ensure_slot(self.old_node)
+        time.sleep(CLIENTS_FIRST_SECONDS)
         run.mark(None)
         self.guard_node.start("start", timeout=self.timeout)
         # Clients that commit synchronously have begun to wait. What fails here fails again in the step that is about that standby.
