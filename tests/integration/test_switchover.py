@@ -280,6 +280,26 @@ def test_a_transaction_that_outlasts_the_pause_rolls_back(site, unchanged):
     assert load.report["errors"] == 0 and load.lost == set()
 
 
+def test_the_clients_of_one_entry_do_not_wait_for_those_of_another(own_lab):
+    """All entries of a pooler are paused while transactions are open in each, not one after the other."""
+    site = Site(own_lab, nodes=2, poolers=1)
+    (pooler,) = site.poolers
+    results = []
+    with pooler.connect("app") as writer, pooler.connect("app_ro") as reader:
+        for connection in (writer, reader):
+            connection.execute("BEGIN")
+            connection.execute("SELECT 1")
+        switching = threading.Thread(target=lambda: results.append(site.switch("db2", transaction_limit=600, timeout=120, pause_timeout=20)))
+        switching.start()
+        wait_until(lambda: results or site.paused() == [("pooler1", "app"), ("pooler1", "app_ro")], 30)
+        assert not results, results
+        for connection in (writer, reader):
+            connection.execute("COMMIT")
+        switching.join()
+    assert not results[0]["failed"], results[0]["msg"]
+    assert site.paused() == []
+
+
 def test_two_nodes_only(own_lab):
     """The read-only entry has no other standby to go to: it waits for the old primary to be one."""
     site = Site(own_lab, nodes=2, poolers=1)

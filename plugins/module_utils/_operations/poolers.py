@@ -34,8 +34,8 @@ LOGIN_RETRY_SECONDS = "0.005"
 NO_GROWTH = "1"
 BORROWED = ("server_login_retry", "default_pool_size")
 """What an operation sets for its own time."""
-# So many entries are resumed at once at most; the others after these.
-RESUMERS = 8
+# So many entries are paused, and resumed, at once at most; the others after these.
+LANES = 8
 
 POOLERS = ArgumentSpec(
     {
@@ -73,8 +73,8 @@ class Pooler:
     target: Target
     guardian: Guardian | None = None
     console: Console | None = None
-    resumers: list[Console] = dataclasses.field(default_factory=list)
-    """Further consoles: each sends its RESUME without waiting for others."""
+    lanes: list[Console] = dataclasses.field(default_factory=list)
+    """Further consoles: each sends its PAUSE and its RESUME without waiting for others."""
     text: str = ""
     new_text: str = ""
     changes: t.Sequence[Change] = ()
@@ -270,8 +270,8 @@ class Redirection:
         """Tell the guardians all that they need to go either way. ``old_is_lost``: it need not answer now."""
 
         def connect(pooler: Pooler) -> None:
-            while len(pooler.resumers) < min(len(pooler.paused), RESUMERS):
-                pooler.resumers.append(self._run.keep(Console.open(pooler.target, timeout=5)))
+            while len(pooler.lanes) < min(len(pooler.paused), LANES):
+                pooler.lanes.append(self._run.keep(Console.open(pooler.target, timeout=5)))
 
         def finish(pooler: Pooler) -> None:
             t.cast(Guardian, pooler.guardian).finish(deadline)
@@ -423,51 +423,55 @@ class Redirection:
     def hold_back(self, bound: Deadline, where: str, complete: bool = True) -> list[str]:
         """PAUSE everything that changes, on all poolers at once. Returns the names of those whose transactions have not ended; an error if ``complete``."""
         self._began = time.monotonic()
-        waiting = {pooler.name: [name for name in pooler.paused if name not in pooler.ends] for pooler in self.poolers}
-        busy: dict[str, Pooler] = {}
+        busy: dict[Console, tuple[Pooler, list[str | None]]] = {}
+        """Consoles with a PAUSE under way, and what they will pause next."""
 
         def start(pooler: Pooler) -> None:
-            if waiting[pooler.name]:
-                t.cast(Console, pooler.console).start_pause(waiting[pooler.name].pop(0))
-                busy[pooler.name] = pooler
+            names = [name for name in pooler.paused if name not in pooler.ends]
+            for number, console in enumerate(pooler.lanes):
+                following = names[number :: len(pooler.lanes)]
+                if following:
+                    console.start_pause(following.pop(0))
+                    busy[console] = (pooler, following)
 
-        def go_on(pooler: Pooler) -> None:
-            console = t.cast(Console, pooler.console)
+        def go_on(console: Console, following: list[str | None]) -> None:
             if console.pause_finished():
                 console.finish_pause(bound)
-                if waiting[pooler.name]:
-                    console.start_pause(waiting[pooler.name].pop(0))
+                if following:
+                    console.start_pause(following.pop(0))
                 else:
-                    del busy[pooler.name]
+                    del busy[console]
 
         self._each(start)
         while busy:
-            sockets = {t.cast(Console, pooler.console).session.fileno: pooler for pooler in busy.values()}
+            sockets = {console.session.fileno: console for console in busy}
             ready, _w, _x = select.select(list(sockets), [], [], bound.left)
             if not ready and bound.passed:
                 if complete:
                     raise WaitTimeout(
-                        "PAUSE did not end within %g s on %s: clients hold transactions open" % (bound.seconds, ", ".join(sorted(busy))),
+                        "PAUSE did not end within %g s on %s: clients hold transactions open"
+                        % (bound.seconds, ", ".join(sorted({pooler.name for pooler, _following in busy.values()}))),
                         action="See pg_stat_activity on %s for the transactions, or raise pause_timeout" % where,
                     )
                 break
-            for descriptor in ready:
-                pooler = sockets[descriptor]
+            for console in [sockets[descriptor] for descriptor in ready if sockets[descriptor] in busy]:
+                pooler, following = busy[console]
                 try:
-                    go_on(pooler)
+                    go_on(console, following)
                 except OperationError as error:
-                    busy.pop(pooler.name, None)
+                    for other in [one for one, lane in busy.items() if lane[0] is pooler]:
+                        del busy[other]
                     self._give_up(pooler, error)
 
         def leave_it_waiting(pooler: Pooler) -> None:
             # The PAUSE goes on, and its console with it.
-            if pooler.name in busy:
-                pooler.console = self._run.keep(Console.open(pooler.target, timeout=5))
-                for name in waiting[pooler.name]:
+            for console, (_pooler, following) in [lane for lane in busy.items() if lane[1][0] is pooler]:
+                pooler.lanes[pooler.lanes.index(console)] = self._run.keep(Console.open(pooler.target, timeout=5))
+                for name in following:
                     self._run.keep(Console.open(pooler.target, timeout=5)).start_pause(name)
 
         self._each(leave_it_waiting)
-        return sorted(busy)
+        return sorted({pooler.name for pooler, _following in busy.values()})
 
     def end_sessions(self, limit: Deadline) -> dict[str, dict[str, int]]:
         """End the sessions of the entries that pool by session. Returns how many each had, by pooler and entry.
@@ -521,13 +525,13 @@ class Redirection:
 
         def begin(pooler: Pooler) -> None:
             t.cast(Console, pooler.console).start_reload()
-            for console, name in zip(pooler.resumers, names(pooler)):
+            for console, name in zip(pooler.lanes, names(pooler)):
                 console.start_resume(name)
 
         def finish(pooler: Pooler) -> None:
             for number, name in enumerate(names(pooler)):
-                console = pooler.resumers[number % RESUMERS]
-                if number >= RESUMERS:
+                console = pooler.lanes[number % LANES]
+                if number >= LANES:
                     console.start_resume(name)
                 console.finish_resume(limit, missing_ok=True)
 
