@@ -56,6 +56,10 @@ class Played:
         return "\n  ".join(["%s: %s" % (self.case, self.outcome), *("VIOLATION %s" % text for text in self.violations), *lines])
 
 
+class MomentMissed(AssertionError):
+    """The run ended, or hung, before the fault was there: nothing can be said of the case."""
+
+
 class Driver:
     """A run of the operation as a process of its own, which asks at one moment how to go on."""
 
@@ -85,7 +89,7 @@ class Driver:
         deadline = time.monotonic() + seconds
         while not self.asked.wait(0.005):
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise AssertionError("the moment %s did not come: %s" % (self.moment, self.result() or self.lines[-3:]))
+                raise MomentMissed("the moment %s did not come: %s" % (self.moment, self.result() or self.lines[-3:]))
 
     def answer(self, word):
         with contextlib.suppress(OSError):
