@@ -161,8 +161,9 @@ class Lab:
 class Postgres:
     """One instance: configuration in NAME/config, data in NAME/data, log in NAME/log. Superuser postgres, SCRAM by TCP."""
 
-    def __init__(self, lab, name, settings=None, checksums=True, system=HOST):
+    def __init__(self, lab, name, settings=None, checksums=True, system=HOST, environment=None):
         self.lab, self.name, self.system = lab, name, system
+        self.environment = environment
         self.port = free_port()
         # Where other nodes and poolers reach it; a test may put something in between.
         self.address = "127.0.0.1"
@@ -217,7 +218,8 @@ class Postgres:
     def start(self, *settings, check=True):
         """``settings`` (name=value) go onto the command line."""
         options = " ".join("-c %s" % one for one in ("config_file='%s'" % self.config_file, *settings))
-        self._run("pg_ctl", "-D", self.data, "-l", self.log, "-o", options, "-w", "-t", "60", "-s", "start", check=check)
+        environment = {**os.environ, **(self.environment or {})}
+        self._run("pg_ctl", "-D", self.data, "-l", self.log, "-o", options, "-w", "-t", "60", "-s", "start", check=check, env=environment)
         return self
 
     def stop(self, mode="fast"):

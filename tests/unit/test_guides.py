@@ -42,8 +42,8 @@ def test_links_lead_to_files(path):
         assert (path.parent / target).exists(), target
 
 
-# They change no node and no pooler: they look, they configure PoWA, they are steps of others, or they are there to end a lock.
-LOCKLESS = {"show_cluster", "name_cluster", "demo", "deploy_datasource", "register_powa_servers", "move_powa", "release_lock"}
+# They change no node and no pooler: they look, they configure PoWA or foreign data, they are steps of others, or they are there to end a lock.
+LOCKLESS = {"show_cluster", "name_cluster", "demo", "deploy_datasource", "register_powa_servers", "move_powa", "release_lock", "deploy_foreign_data"}
 
 
 @pytest.mark.parametrize("name", [name for name in PLAYBOOKS if name[:-4] not in LOCKLESS])

@@ -178,10 +178,14 @@ class Session:
 
     def columns(self, query: t.Any, parameters: t.Any = None) -> list[tuple[str, int]]:
         """Names and type oids of the columns that a query yields. Runs it."""
+        return [(name, oid) for name, oid, _modifier in self.describe(query, parameters)]
+
+    def describe(self, query: t.Any, parameters: t.Any = None) -> list[tuple[str, int, int]]:
+        """Names, type oids and type modifiers of the columns that a query yields. Runs it."""
         try:
             with self._connection.cursor() as cursor:
                 cursor.execute(query, parameters)
-                return [(column.name, column.type_code) for column in cursor.description or ()]
+                return [(column.name, column.type_code, cursor.pgresult.fmod(n)) for n, column in enumerate(cursor.description or ())]
         except psycopg.Error as error:
             raise self._query_failure(error) from error
 
