@@ -23,6 +23,7 @@ INVENTORY = ROOT / "playbooks" / "inventory" / "demo.yml"
 SITE = pathlib.Path("/var/lib/pgfleet-demo")
 LOCKS = pathlib.Path("/run/pgfleet-demo")
 LOG = ROOT / ".build" / "demo.log"
+FOREIGN_COLUMNS = ("node", "role", "lag_bytes", "pooler", "version", "clients")
 OUTAGE_LIMIT_MS = 500
 NODES = ("db1", "db2", "db3")
 
@@ -140,6 +141,11 @@ def up():
     say("")
     for text in result["error_texts"]:
         say("  a client saw: %s" % text)
+    say("The new primary on the cluster and its poolers, asked by SELECT:")
+    for row in [row for rows in result["foreign"] for row in rows]:
+        # JSON has lost the order of the columns.
+        columns = [name for name in FOREIGN_COLUMNS if name in row]
+        say("  %s" % "  ".join("%s=%s" % (name, "-" if row[name] is None else row[name]) for name in columns))
     # Each node is asked by PoWA, so each has rows, and goes on having new ones when the primary has moved.
     fewest = 1
     for name, rows in result["datasources"].items():
@@ -153,6 +159,7 @@ def up():
     )
     good = (
         result["errors"] == 0 and result["lost"] == 0 and result["compared_with_primary"] and 0 < result["outage_ms"] < OUTAGE_LIMIT_MS
+        and len(result["foreign"]) == 2 and all(result["foreign"])
         and result["commits"] > 0 and min(snapshots) > 0 and result["datasources"] and fewest > 0 and second == 0 and check == 0
     )  # fmt: skip
     if not good:
