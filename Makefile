@@ -101,7 +101,7 @@ integration: $(VENV)/.tests test-packages build
 end-to-end: build
 	@$(SUDO) $(BIN)/python tools/demo_test.py
 
-bench: $(VENV)/.tests test-packages ## switchover and failover beside Patroni, HandyRep and the same by hand, clone and registration beside tools (PEERS=no: without Patroni)
+bench: $(VENV)/.tests test-packages ## switchover and failover beside Patroni, HandyRep and the same by hand, clone, registration and foreign data beside tools (PEERS=no: without Patroni)
 	peers=
 	if [ "$(PEERS)" != no ]; then
 	  $(SUDO) tools/install_bench_packages.sh && peers=--peers || echo "the packages of Patroni cannot be installed: without it" >&2
@@ -110,6 +110,7 @@ bench: $(VENV)/.tests test-packages ## switchover and failover beside Patroni, H
 	$(SUDO) tini -s -- $(BIN)/python tests/bench/failover.py $$peers
 	$(SUDO) tini -s -- $(BIN)/python tests/bench/clone.py
 	$(SUDO) tini -s -- $(BIN)/python tests/bench/powa_servers.py
+	$(SUDO) tini -s -- $(BIN)/python tests/bench/foreign_data.py
 
 SWITCHOVERS ?= 100
 
