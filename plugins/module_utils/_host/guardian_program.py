@@ -528,7 +528,6 @@ class Pooler(Part):
         self.file = config_file
         self.directions = []
         self.console_keywords = {}
-        self.reconnect = None
         self.databases = []
         self.texts = []
         self.settings = {}

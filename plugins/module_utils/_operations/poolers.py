@@ -22,7 +22,7 @@ from .._host.guardian import Guardian
 from .._module import ArgumentSpec
 from .._parallel import ask_all
 from .._pgbouncer.console import Console
-from .._pgbouncer.ini import DATABASES, Change, Ini, retarget
+from .._pgbouncer.ini import DATABASES, DEFAULT_PORT, Change, Ini, endpoint, retarget
 from .._plan import Plan
 from .._sql.connection import Target
 from .._wait import Deadline
@@ -160,7 +160,7 @@ def find_taken_for_primary(run: Run, cluster: Cluster) -> list[Node]:
 
     for entry, answer in zip(params["poolers"], ask_all(params["poolers"], ask, deadline)):
         for name, row in ({} if isinstance(answer, OperationError) else answer).items():
-            led = next((node for node in cluster.standbys if node.listens_at(row["host"] or "", int(row["port"] or 5432))), None)
+            led = next((node for node in cluster.standbys if node.listens_at(row["host"] or "", int(row["port"] or DEFAULT_PORT))), None)
             if led is None or is_read_only(name, params["readonly_suffix"], params["readonly_databases"]):
                 continue
             if row["disabled"]:
@@ -232,7 +232,7 @@ def _retarget(
     ):
         mapping = {
             (host, port): (destination.peer_address, destination.port)
-            for host, port in {(entry.get("host", ""), int(entry.get("port", 5432))) for entry in entries.values()}
+            for host, port in {endpoint(entry) for entry in entries.values()}
             if source.listens_at(host, port)
         }
         text, changed = retarget(text, mapping, names=names, section=DATABASES)
@@ -301,11 +301,7 @@ class Redirection:
                 # No way back; the file as it is has to be known all the same.
                 directions.append({"name": "", "node": None, "text": text, "targets": {}, "system_identifier": self._new.system_identifier})
                 continue
-            targets = {
-                change.name: [getattr(change, side).get("host", ""), int(getattr(change, side).get("port", 5432))]
-                for change in pooler.changes
-                if change.name != "*"
-            }
+            targets = {change.name: list(endpoint(getattr(change, side))) for change in pooler.changes if change.name != "*"}
             directions.append(
                 {
                     "name": node.name,
@@ -640,14 +636,14 @@ def told_of_recovery(guardian: Guardian, deadline: Deadline) -> str:
 
 def leads_to(node: Node, entry: t.Mapping[str, str]) -> bool:
     """Whether an entry of a pooler's file leads to a node."""
-    return node.listens_at(entry.get("host", ""), int(entry.get("port", 5432)))
+    return node.listens_at(*endpoint(entry))
 
 
 def same_target(entry: t.Mapping[str, str], running: t.Mapping[str, t.Any] | None) -> bool:
     """Whether an entry of the file is what the pooler does."""
     if running is None:
         return False
-    return (entry.get("host") or None) == (running["host"] or None) and int(entry.get("port", 5432)) == int(running["port"] or 5432)
+    return endpoint(entry) == (running["host"] or "", int(running["port"] or DEFAULT_PORT))
 
 
 def _shown(entry: t.Mapping[str, str]) -> dict[str, str]:

@@ -268,6 +268,11 @@ class Ini:
         return len(self._text), "", True
 
 
+def endpoint(entry: t.Mapping[str, str]) -> Endpoint:
+    """Where an entry leads; without a port to 5432."""
+    return entry.get("host", ""), int(entry.get("port", DEFAULT_PORT))
+
+
 def retarget(
     text: str,
     mapping: t.Mapping[Endpoint, Endpoint],
@@ -285,7 +290,7 @@ def retarget(
     # From the end, so that the positions of the entries before stay right.
     for token in reversed(ini._entries()):
         before = {pair.key: pair.value for pair in _parse_pairs(text[token.value_start : token.end])}
-        target = (before.get("host", ""), int(before.get("port", DEFAULT_PORT)))
+        target = endpoint(before)
         wanted = mapping.get(target, target)
         if wanted == target or (names is not None and token.name not in names):
             continue
