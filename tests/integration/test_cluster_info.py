@@ -13,6 +13,10 @@ import subprocess
 import time
 
 import pytest
+from ansible_collections.pgfleet.ops.plugins.module_utils._sql.connection import Target, connect
+from ansible_collections.pgfleet.ops.plugins.module_utils._sql.node_state import fetch_node_state
+from ansible_collections.pgfleet.ops.plugins.module_utils._sql.standby import receiver
+from ansible_collections.pgfleet.ops.plugins.module_utils._wait import Deadline
 from cluster_play import play
 from lab import BIN, SUPERUSER_PASSWORD, Lab, call_module, free_port, wait_until
 from switchover_site import Site
@@ -306,6 +310,46 @@ def test_the_timeline_of_a_standby_whose_new_primary_is_gone(own_lab):
     third.stop()
     third.start()
     assert ask([second, third])["nodes"]["db3"]["timeline"] == 2
+
+
+def test_a_standby_that_is_refused_does_not_count_as_streaming(own_lab):
+    """Its walreceiver says so in each of its attempts, from the login until its upstream has refused what it asks for."""
+    primary = own_lab.postgres("r1").init().start()
+    standby = own_lab.postgres("r2").clone(primary)
+    primary.wait_for_standbys(1)
+    session = connect(Target(host="127.0.0.1", port=standby.port, user="postgres", dbname="postgres", password=SUPERUSER_PASSWORD))
+    try:
+        assert receiver(session)["status"] == "streaming" and fetch_node_state(session, Deadline(10))["receiver"]["status"] == "streaming"
+        # As a standby that was told to follow a node before that has a slot for it.
+        standby.sql("ALTER SYSTEM SET primary_slot_name = 'missing'")
+        standby.sql("ALTER SYSTEM SET wal_retrieve_retry_interval = 1")
+        standby.sql("SELECT pg_reload_conf()")
+        wait_until(lambda: 'slot "missing" does not exist' in standby.log.read_text(), 20)
+        said, told, attempts = set(), set(), standby.log.read_text().count('"missing" does not exist')
+        for _n in range(3000):
+            said |= {row["status"] for row in session.rows("SELECT status FROM pg_stat_wal_receiver")}
+            told.add(receiver(session).get("status"))
+        told |= {(fetch_node_state(session, Deadline(10))["receiver"] or {}).get("status") for _n in range(100)}
+        # The server does say it, so that this test tries what it is about.
+        assert standby.log.read_text().count('"missing" does not exist') > attempts + 10 and "streaming" in said
+        assert "streaming" not in told
+        # One whose upstream has nothing to say streams.
+        standby.sql("ALTER SYSTEM RESET ALL")
+        standby.follow(primary)
+        standby.stop()
+        primary.sql("SELECT pg_switch_wal()")
+        standby.start()
+        wait_until(lambda: receiver_of(standby).get("status") == "streaming", 20)
+    finally:
+        session.close()
+
+
+def receiver_of(standby):
+    session = connect(Target(host="127.0.0.1", port=standby.port, user="postgres", dbname="postgres", password=SUPERUSER_PASSWORD))
+    try:
+        return receiver(session)
+    finally:
+        session.close()
 
 
 def test_bad_input(cluster):

@@ -39,7 +39,7 @@ from .._host.rewind import needed_bytes, reason, recover_command, rewind_command
 from .._module import LOGIN, ArgumentSpec, Operation
 from .._plan import Plan
 from .._sql.connection import Session, Target, connect
-from .._sql.standby import connect_for_replication
+from .._sql.standby import connect_for_replication, receiver
 from .._sql.values import build_conninfo, parse_conninfo
 from .._wait import Deadline, wait_for
 from .clone_state import CloneState, Source, Space, Standby, is_local, not_enough_space, same_address
@@ -211,14 +211,11 @@ class CloneOperation(Operation):
 
     @staticmethod
     def _standing(session: Session) -> tuple[str, ...]:
-        row = session.row(
-            "SELECT pg_is_wal_replay_paused() AS paused, pg_wal_lsn_diff(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::int8 AS behind,"
-            " (SELECT status FROM pg_stat_wal_receiver) AS status"
-        )
+        row = session.row("SELECT pg_is_wal_replay_paused() AS paused, pg_wal_lsn_diff(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::int8 AS behind")
         found = []
         if row and row["paused"]:
             found.append("its replay is paused")
-        if row and row["status"] != "streaming":
+        if receiver(session).get("status") != "streaming":
             found.append("it does not stream from its own upstream")
         if row and (row["behind"] or 0) > LAG_WARNING:
             found.append("it has %d MB of WAL still to replay" % (row["behind"] // 1048576))
@@ -282,18 +279,18 @@ class CloneOperation(Operation):
         try:
             if not session.value("SELECT pg_is_in_recovery()"):
                 return dataclasses.replace(found, kind="primary")
-            receiver = session.row("SELECT status, sender_host, sender_port FROM pg_stat_wal_receiver")
-            if receiver is None or receiver["status"] != "streaming":
+            seen = receiver(session)
+            if seen.get("status") != "streaming":
                 # It may be between two connections.
                 with contextlib.suppress(OperationError):
-                    receiver = wait_for(
+                    seen = wait_for(
                         "streaming",
-                        lambda: session.row("SELECT status, sender_host, sender_port FROM pg_stat_wal_receiver"),
-                        lambda row: bool(row and row["status"] == "streaming"),
+                        lambda: receiver(session),
+                        lambda row: row.get("status") == "streaming",
                         Deadline(6),
                     )
-            if receiver and receiver["sender_host"]:
-                host, port = receiver["sender_host"], receiver["sender_port"]
+            if seen.get("sender_host"):
+                host, port = seen["sender_host"], seen["sender_port"]
             else:
                 conninfo = parse_conninfo(session.value("SELECT current_setting('primary_conninfo')") or "")
                 host, port = conninfo.get("host", ""), int(conninfo.get("port") or 5432)
@@ -301,7 +298,7 @@ class CloneOperation(Operation):
                 found,
                 kind="standby",
                 upstream="%s:%s" % (host, port),
-                streaming=bool(receiver and receiver["status"] == "streaming"),
+                streaming=seen.get("status") == "streaming",
                 from_source=self._is_source_address(host, port),
             )
         finally:

@@ -15,9 +15,12 @@ import typing as t
 from .._errors import QueryFailed
 from .._wait import Deadline
 from .connection import Session
+from .standby import RECEIVER
 
-# Each value is NULL where the role may not see it; a role in pg_monitor sees all of them.
-_STATE = """
+# Each value is NULL where the role may not see it; a role in pg_monitor sees all of them. The receiver is looked at once: it comes and goes, and
+# what is said of it has to agree.
+_STATE = (
+    """
 SELECT json_build_object(
   'in_recovery', recovering,
   'system_identifier', (SELECT system_identifier::text FROM pg_control_system()),
@@ -35,7 +38,7 @@ SELECT json_build_object(
   'timeline', CASE WHEN recovering THEN greatest(
       (SELECT timeline_id FROM pg_control_checkpoint()),
       (SELECT min_recovery_end_timeline FROM pg_control_recovery()),
-      (SELECT received_tli FROM pg_stat_wal_receiver))
+      receiver.timeline)
     ELSE ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int END,
   'redo_lsn', (SELECT redo_lsn FROM pg_control_checkpoint()),
   'wal_segment_size', (SELECT bytes_per_wal_segment FROM pg_control_init()),
@@ -54,11 +57,11 @@ SELECT json_build_object(
                   ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) END
       FROM (SELECT pg_last_wal_replay_lsn() AS replayed,
                    greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn(),
-                            (SELECT latest_end_lsn FROM pg_stat_wal_receiver WHERE status = 'streaming')) AS head,
-                   EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming') AS streaming,
+                            CASE WHEN receiver.status = 'streaming' THEN receiver.latest_end_lsn END) AS head,
+                   coalesce(receiver.status = 'streaming', false) AS streaming,
                    EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'startup' AND wait_event = 'RecoveryWalStream') AS waiting) AS w) END,
-  'receiver', (SELECT json_build_object('status', status, 'host', sender_host, 'port', sender_port, 'slot', slot_name)
-               FROM pg_stat_wal_receiver WHERE pid IS NOT NULL),
+  'receiver', CASE WHEN receiver.pid IS NOT NULL THEN json_build_object('status', receiver.status, 'host', receiver.sender_host,
+                                                                        'port', receiver.sender_port, 'slot', receiver.slot_name) END,
   'primary_conninfo', (SELECT setting FROM pg_settings WHERE name = 'primary_conninfo'),
   'primary_slot_name', current_setting('primary_slot_name'),
   'senders', coalesce((SELECT json_agg(json_build_object('pid', pid, 'application_name', application_name,
@@ -83,10 +86,12 @@ SELECT json_build_object(
       'last_failed_wal', last_failed_wal, 'last_failed_at', last_failed_time,
       'failing', current_setting('archive_mode') <> 'off' AND last_failed_time IS NOT NULL
                  AND (last_archived_time IS NULL OR last_failed_time > last_archived_time)) FROM pg_stat_archiver)
-)::text FROM (SELECT pg_is_in_recovery() AS recovering) AS r
-"""
+)::text FROM (SELECT pg_is_in_recovery() AS recovering) AS r LEFT JOIN ("""
+    + RECEIVER
+    + ") AS receiver ON true"
+)
 
-# Without a receiver a standby tells its timeline late: pg_control hears of it at the next restart point. The WAL that it holds knows.
+# Without a receiver that streams a standby tells its timeline late: pg_control hears of it at the next restart point. The WAL that it holds knows.
 _TIMELINE_OF_WAL = """
 WITH last AS (SELECT pg_size_bytes(current_setting('wal_segment_size'))::numeric AS segment,
                      greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0'::pg_lsn AS position)
@@ -117,7 +122,8 @@ def fetch_node_state(session: Session, deadline: Deadline) -> dict[str, t.Any]:
     ``primary_conninfo`` may hold a password and must not leave the process. Works on PostgreSQL 13 and later.
     """
     state = json.loads(t.cast(str, session.ask_value(_STATE, deadline)))
-    if state.pop("may_list_wal") and state["in_recovery"] and not state["receiver"]:
+    streaming = (state["receiver"] or {}).get("status") == "streaming"
+    if state.pop("may_list_wal") and state["in_recovery"] and not streaming:
         state["timeline"] = max(state["timeline"], int(session.ask_value(_TIMELINE_OF_WAL, deadline) or 0))
     state["pending_values"] = state["standby_settings"] = None
     with contextlib.suppress(QueryFailed):

@@ -28,6 +28,16 @@ WHERE setting <> '' AND name IN ('recovery_target', 'recovery_target_lsn', 'reco
   'recovery_target_xid', 'promote_trigger_file') ORDER BY name
 """
 
+# A walreceiver calls itself streaming before it has asked its upstream for anything (WalReceiverMain sets the state, walreceiver.c), and again each time
+# that it is refused, for a missing slot for example. Its three times are one moment until the upstream has sent something. An upstream that has nothing
+# to send may be silent for long, but it is waited for in the main loop only.
+RECEIVER = """
+SELECT w.pid, CASE WHEN w.status = 'streaming' AND w.last_msg_send_time = w.last_msg_receipt_time AND a.wait_event IS DISTINCT FROM 'WalReceiverMain'
+                   THEN 'starting' ELSE w.status END AS status,
+       w.sender_host, w.sender_port, w.slot_name, w.received_tli AS timeline, w.latest_end_lsn
+FROM pg_stat_wal_receiver AS w LEFT JOIN pg_stat_activity AS a ON a.pid = w.pid WHERE w.pid IS NOT NULL
+"""
+
 
 def led_conninfo(who: str, model: str, defaults: t.Mapping[str, t.Any], changes: t.Mapping[str, t.Any]) -> str:
     """A primary_conninfo made of an existing one: ``defaults`` fill what it lacks, ``changes`` (host and port at least) win.
@@ -60,8 +70,8 @@ def point_at(session: Session, conninfo: str, slot: str | None) -> None:
 
 
 def receiver(session: Session) -> dict[str, t.Any]:
-    """What the standby's walreceiver does now: status, sender_host, sender_port, timeline, slot_name; empty where none runs."""
-    return session.row("SELECT status, sender_host, sender_port, received_tli AS timeline, slot_name FROM pg_stat_wal_receiver") or {}
+    """What the standby's walreceiver does now: status, sender_host, sender_port, timeline, slot_name, latest_end_lsn; empty where none runs."""
+    return session.row(RECEIVER) or {}
 
 
 def ensure_slot(session: Session, name: str) -> None:
