@@ -241,6 +241,7 @@ def repair(site, case, loss, old, candidate, played):
     played.details.append("the next run took %.1f s" % (time.monotonic() - began))
     if result is None or result["failed"]:
         played.violations.append("the next run failed: %s" % tell(result or {"output": again.lines[-5:]}))
+        played.details.append("all of its result: %s" % json.dumps(result, sort_keys=True))
         return final, outside
     try:
         wait_until(lambda: not site.guardians(), GUARDIAN_SECONDS)
