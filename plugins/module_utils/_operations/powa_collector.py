@@ -24,6 +24,8 @@ from .._wait import Deadline
 # A collector that was just started connects within this time, and so do its workers. In seconds.
 START_SECONDS = 10
 POLL_SECONDS = 0.5
+# What a worker says of itself counts this long after a reload, when it has seen the reload.
+SETTLE_SECONDS = 2
 # The collector refuses a forced snapshot for 10 s after the last one.
 FORCE_AGAIN_SECONDS = 1
 _ERROR_LENGTH = 500
@@ -124,7 +126,9 @@ class PowaCollector(Operation):
         seen = self._observe()
         # A worker that is just starting shows as one without connection, and after a reload so does each that got a new one.
         deadline = self.deadline if self._reloaded else self.deadline.within(START_SECONDS / 2)
-        while seen.not_running and not self._needs_reload(seen) and not deadline.passed:
+        # And for a moment after it a worker still goes on with the connection that it has, and says that it is running.
+        settled = Deadline(SETTLE_SECONDS if self._reloaded else 0)
+        while (not settled.passed or (seen.not_running and not self._needs_reload(seen))) and not deadline.passed:
             time.sleep(POLL_SECONDS)
             seen = self._observe()
         return seen
