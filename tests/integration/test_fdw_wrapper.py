@@ -4,6 +4,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+
+import psycopg
 import pytest
 from fdw_packages import install_packages
 from lab import call_module, four_steps, wait_until
@@ -106,6 +110,35 @@ def test_sessions_that_hold_old_code(primary, options, packages):
         result = four_steps("fdw_wrapper", {**options, "stale_sessions": "terminate"})
         assert result["stale_sessions"] == []
         wait_until(lambda: primary.sql("SELECT 1 FROM pg_stat_activity WHERE application_name = 'old one'") == [], 5)
+
+
+def test_a_session_that_does_not_end_at_once(primary, options, packages):
+    """Python code heeds no signal before it returns; this one returns when the module has looked for its end in vain."""
+    call_module("fdw_wrapper", options)
+    looked = primary.base / "looked"
+
+    def work(session):
+        with contextlib.suppress(psycopg.OperationalError):
+            session.execute("DO LANGUAGE plpython3u $$import os, time\nwhile not os.path.exists('%s'): time.sleep(0.02)$$" % looked)
+
+    def watch():
+        looks = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT count%%pg_stat_activity WHERE pid%%' AND state = 'idle in transaction'"
+        wait_until(lambda: primary.sql(looks), 30)
+        looked.touch()
+
+    with primary.connect(application_name="slow one") as session:
+        threads = [threading.Thread(target=work, args=[session]), threading.Thread(target=watch)]
+        for thread in threads:
+            thread.start()
+        file = packages / "shop_fdw.py"
+        file.write_text(file.read_text() + "\n")
+        result = call_module("fdw_wrapper", {**options, "stale_sessions": "terminate"})
+        looked.touch()
+        for thread in threads:
+            thread.join()
+        with pytest.raises(psycopg.OperationalError):
+            session.execute("SELECT 1")
+    assert not result["failed"] and result["stale_sessions"] == [], result
 
 
 @pytest.mark.parametrize(

@@ -243,13 +243,12 @@ class ForeignDataWrapper(Operation):
 
     def _terminate(self, pid: int) -> None:
         self.session.execute("SELECT pg_terminate_backend(%s)", [pid])
-        wait_for(
-            "the end of session %d" % pid,
-            lambda: self.session.value("SELECT count(*) FROM pg_stat_activity WHERE pid = %s", [pid]),
-            lambda count: count == 0,
-            Deadline(_END_SECONDS),
-            interval=0.05,
-        )
+        wait_for("the end of session %d" % pid, functools.partial(self._is_there, pid), lambda there: not there, Deadline(_END_SECONDS), interval=0.05)
+
+    def _is_there(self, pid: int) -> bool:
+        # A transaction sees the sessions as they were when it first looked, until it is told to look anew.
+        self.session.execute("SELECT pg_stat_clear_snapshot()")
+        return bool(self.session.value("SELECT count(*) FROM pg_stat_activity WHERE pid = %s", [pid]))
 
     def _prove(self) -> None:
         """In the transaction, when everything is there: the packages can be imported."""
