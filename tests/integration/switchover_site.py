@@ -58,7 +58,13 @@ class Site:
 
     @property
     def primaries(self):
-        return [node for node in self.nodes if node.pid and not node.in_recovery]
+        """Those that answer and are not in recovery."""
+        found = []
+        for node in self.nodes:
+            with contextlib.suppress(psycopg.OperationalError):
+                if node.pid and not node.in_recovery:
+                    found.append(node)
+        return found
 
     @property
     def primary(self):

@@ -48,6 +48,12 @@ from .switchover_checks import Conditions
 
 # A promotion that meets a walreceiver being restarted waits this long; the default is 5 s.
 RETRIEVE_RETRY = "5ms"
+# A promotion whose WAL ends in the last quarter of a segment makes the next one before it takes clients (PreallocXlogFiles in PostgreSQL's xlog.c), 16 MB
+# of zeros that reach the disk. With archiving a shutdown begins a new segment itself, and the standby has to receive the rest of the old one meanwhile.
+FRESH_SEGMENT = (
+    "SELECT pg_switch_wal() FROM pg_settings WHERE name = 'wal_segment_size' AND current_setting('archive_mode') = 'off'"
+    " AND (pg_current_wal_insert_lsn() - '0/0') % setting::bigint > setting::bigint / 2"
+)
 # The poolers log in to the new primary now. Where it shares processors with the old one, a start of that would make them wait.
 CLIENTS_FIRST_SECONDS = 0.03
 
@@ -309,6 +315,7 @@ class Window:
         for session in (self.old, self.old, self.new):
             session.ask("CHECKPOINT", deadline)
         run.mark("checkpoint")
+        self.old.ask(FRESH_SEGMENT, deadline)
         head = lsn_to_int(self.old.ask_value("SELECT pg_current_wal_flush_lsn()", deadline) or "0/0")
         self._wait_for_replay(head, deadline.within(params["timeout"]))
         run.mark("catch_up")
