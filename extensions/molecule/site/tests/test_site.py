@@ -50,6 +50,8 @@ def files(name):
         ("/var/lib/postgresql/15-%s.pgpass" % name, "postgres", "postgres", 0o600),
         ("/etc/postgresql/15/%s/postgresql.conf" % name, "postgres", "postgres", 0o644),
         ("/etc/postgresql/15/%s/pg_hba.conf" % name, "postgres", "postgres", 0o640),
+        ("/etc/postgresql/15/%s/start_guard.json" % name, "root", "root", 0o644),
+        ("/etc/systemd/system/postgresql@15-%s.service.d/pgfleet.conf" % name, "root", "root", 0o644),
     ]
     if name == "monitor":
         found += [
