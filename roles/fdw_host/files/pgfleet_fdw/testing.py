@@ -10,6 +10,7 @@ come as text, and every condition is checked again on the rows.
 
 from __future__ import annotations
 
+import collections
 import datetime
 import operator
 import re
@@ -23,6 +24,10 @@ TYPES = {
     "bool": (16, "boolean"), "date": (1082, "date"), "timestamp": (1114, "timestamp without time zone"),
     "timestamptz": (1184, "timestamp with time zone"), "numeric": (1700, "numeric"), "float8": (701, "double precision"), "bytea": (17, "bytea"),
     "json": (114, "json"), "jsonb": (3802, "jsonb"), "uuid": (2950, "uuid"), "inet": (869, "inet"), "pg_lsn": (3220, "pg_lsn"),
+}  # fmt: skip
+_ARRAYS = {
+    "int": 1007, "bigint": 1016, "smallint": 1005, "text": 1009, "varchar": 1015, "bool": 1000, "date": 1182, "timestamp": 1115, "timestamptz": 1185,
+    "numeric": 1231, "float8": 1022, "bytea": 1001, "json": 199, "jsonb": 3807, "uuid": 2951, "inet": 1041, "pg_lsn": 3221,
 }  # fmt: skip
 _COMPARE = {"=": operator.eq, "<>": operator.ne, "<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge}
 Condition = t.Sequence[t.Any]
@@ -49,8 +54,16 @@ def as_passed(value: t.Any, kind: str) -> t.Any:
     return value.isoformat(" ") if isinstance(value, datetime.datetime) else str(value)
 
 
+def _definition(name: str, kind: str) -> ColumnDefinition:
+    base = kind.removesuffix("[]")
+    oid, written = TYPES[base]
+    if base != kind:
+        oid, written = _ARRAYS[base], written + "[]"
+    return ColumnDefinition(name, oid, -1, written, written, {})
+
+
 class ForeignTable:
-    """A foreign table of a wrapper class. ``columns``: name -> type, one of TYPES.
+    """A foreign table of a wrapper class. ``columns``: name -> type, one of TYPES or an array of it (``text[]``).
 
     ``where`` is a list of conditions: (column, operator, value), (column, "IN", values), (column, "IS NULL"), (column, "IS NOT NULL"). Every statement is a
     transaction of its own unless ``begin`` was called.
@@ -98,7 +111,7 @@ class ForeignTable:
         if self._instance is None:
             self._instance = self._class(
                 dict(self._options),
-                {name: ColumnDefinition(name, TYPES[kind][0], -1, TYPES[kind][1], TYPES[kind][1], {}) for name, kind in self._columns.items()},
+                collections.OrderedDict((name, _definition(name, kind)) for name, kind in self._columns.items()),
             )
         if not self._met:
             self._instance.begin(0)
@@ -136,9 +149,13 @@ class ForeignTable:
             instance.end_scan()
         return rows
 
-    def explain(self, columns: t.Collection[str] | None = None, where: t.Sequence[Condition] = (), verbose: bool = False) -> list[str]:
+    def explain(
+        self, columns: t.Collection[str] | None = None, where: t.Sequence[Condition] = (), verbose: bool = False,
+        order: t.Sequence[tuple[str, bool]] | None = None, limit: int | None = None, offset: int | None = None,
+    ) -> list[str]:  # fmt: skip
+        """The lines that the wrapper adds to EXPLAIN."""
         with self._statement():
-            instance, quals, needed, pushed = self._plan(where, self._columns if columns is None else columns)
+            instance, quals, needed, pushed = self._plan(where, self._columns if columns is None else columns, order, limit, offset)
             lines = [str(line) for line in instance.explain(quals, needed, verbose=verbose, **pushed)]
             instance.end_scan()
         return lines
@@ -226,6 +243,9 @@ class ForeignTable:
     ) -> list[dict[str, t.Any]]:
         found = []
         for row in instance.execute(quals, needed, **pushed) or ():
+            if row is None:
+                # Multicorn takes it for the end.
+                break
             whole = {name: row.get(name) for name in self._columns} if hasattr(row, "keys") else dict(zip(self._columns, row))
             if set(whole) != set(self._columns):
                 raise AssertionError("a row has %d values for %d columns" % (len(whole), len(self._columns)))
