@@ -37,47 +37,64 @@ class Sequences(Wrapper):
 ''' % {"rows": ROWS}
 COLUMNS = "n int, word text, other text, more float8, at timestamp"
 PLAIN = "plain function in PL/Python"
-METHODS = {
-    "class, mappings": "mappings", "class, sequences": "sequences", PLAIN: "plain()",
-    "plain function in SQL": "in_sql()",
-}  # fmt: skip
+NAMES = {"plpython": "PL/Python", "multicorn": "Multicorn"}
+KINDS = ("mappings", "sequences")
 
 
-def prepare(lab, runtime):
-    server = lab.postgres("rows", environment={"PYTHONPATH": str(install_packages(lab, bench_fdw=CLASSES))}).init().start()
-    results = [call_module("fdw_wrapper", {**server.login, "name": "fleet", "packages": ["bench_fdw"], "runtime": runtime})]
+def available(server, wanted):
+    """The runtimes of which this machine has the files; says which it has not."""
+    found = []
+    for runtime in wanted:
+        extension = {"plpython": "plpython3u", "multicorn": "multicorn"}[runtime]
+        if server.sql("SELECT 1 FROM pg_available_extensions WHERE name = %s", [extension]):
+            found.append(runtime)
+        else:
+            print("Not measured: %s, as pg_available_extensions has no %s" % (NAMES[runtime], extension), file=sys.stderr)
+    return found
+
+
+def prepare(server, runtimes):
+    """What is measured, by its name, as it stands in FROM."""
     columns = [dict(zip(("name", "type"), column.split())) for column in COLUMNS.split(", ")]
-    for name in ("mappings", "sequences"):
-        options = {"wrapper": "bench_fdw.%s" % name.title()}
-        results.append(call_module("fdw_server", {**server.login, "name": name, "wrapper": "fleet", "options": options}))
-        results.append(call_module("fdw_table", {**server.login, "name": name, "server": name, "columns": columns, "rows": ROWS}))
+    methods, results = {}, []
+    for runtime in runtimes:
+        results.append(call_module("fdw_wrapper", {**server.login, "name": runtime, "packages": ["bench_fdw"], "runtime": runtime}))
+        for kind in KINDS:
+            name, options = "%s_%s" % (kind, runtime), {"wrapper": "bench_fdw.%s" % kind.title()}
+            results.append(call_module("fdw_server", {**server.login, "name": name, "wrapper": runtime, "options": options}))
+            results.append(call_module("fdw_table", {**server.login, "name": name, "server": name, "columns": columns, "rows": ROWS}))
+            methods["class in %s, %s" % (NAMES[runtime], kind)] = name
     failed = [result["msg"] for result in results if result["failed"]]
     if failed:
         sys.exit("\n".join(failed))
+    server.sql("CREATE EXTENSION IF NOT EXISTS plpython3u")
+    server.sql("CREATE TYPE yielded AS (%s)" % COLUMNS)
     server.sql(
-        "CREATE FUNCTION plain() RETURNS SETOF mappings_ft LANGUAGE plpython3u AS $$\nfor n in range(%d):\n"
+        "CREATE FUNCTION plain() RETURNS SETOF yielded LANGUAGE plpython3u AS $$\nfor n in range(%d):\n"
         '    yield n, "word", "other", 2.5, "2026-01-01 00:00:00"\n$$' % ROWS
     )
     server.sql(
-        "CREATE FUNCTION in_sql() RETURNS SETOF mappings_ft LANGUAGE sql AS $$"
+        "CREATE FUNCTION in_sql() RETURNS SETOF yielded LANGUAGE sql AS $$"
         "SELECT n, 'word'::text, 'other'::text, 2.5::float8, '2026-01-01 00:00:00'::timestamp FROM generate_series(1, %d) AS n $$" % ROWS
     )
-    return server
+    return {**methods, PLAIN: "plain()", "plain function in SQL": "in_sql()"}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--runtime", choices=["auto", "multicorn", "plpython"], default="plpython")
+    parser.add_argument("--runtime", choices=list(NAMES), help="only this one; else all that the machine has")
     parser.add_argument("--write", type=pathlib.Path, metavar="DIRECTORY", help="put the table into README.md there")
     options = parser.parse_args()
     lab, loads = Lab(), [os.getloadavg()[0]]
-    took = {method: [] for method in METHODS}
     try:
-        server = prepare(lab, options.runtime)
+        server = lab.postgres("rows", environment={"PYTHONPATH": str(install_packages(lab, bench_fdw=CLASSES))}).init().start()
+        runtimes = available(server, [options.runtime] if options.runtime else list(NAMES))
+        methods = prepare(server, runtimes)
+        took = {method: [] for method in methods}
         with server.connect() as session:
             for _round in range(options.rounds):
-                for method, source in METHODS.items():
+                for method, source in methods.items():
                     began = time.monotonic()
                     assert session.execute("SELECT count(*), max(n), min(at) FROM %s" % source).fetchone()[0] == ROWS
                     took[method].append(time.monotonic() - began)
@@ -95,7 +112,7 @@ def main():
     ]  # fmt: skip
     print(figures.as_text(rows))
     if options.write:
-        notes = [*report.machine(BIN, loads), "%d rows of five columns for each scan, runtime %s" % (ROWS, options.runtime)]
+        notes = [*report.machine(BIN, loads), "%d rows of five columns for each scan, classes in %s" % (ROWS, ", ".join(NAMES[one] for one in runtimes))]
         report.write_table(options.write, "foreign_data", notes, rows)
 
 
