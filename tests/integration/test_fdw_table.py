@@ -81,12 +81,76 @@ class Odd(Wrapper):
             yield {"short": (1,), "long": (1, "a", None, 4), "wrong": {"n": "no number"}, "other": {"m": 1}, "huge": {"n": 1, "word": "x" * 5000000},
                    "echo": {"n": 1, "word": self.opt["text"]}}[kind]
 """
+HOOKS = """
+import json
+
+from multicorn import ForeignDataWrapper, TransactionAwareForeignDataWrapper
+
+class Constant(ForeignDataWrapper):
+
+    def __init__(self, options, columns):
+        super(Constant, self).__init__(options, columns)
+        self.columns = columns
+
+    def execute(self, quals, columns):
+        for index in range(20):
+            line = {}
+            for column_name in self.columns:
+                line[column_name] = '%s %s' % (column_name, index)
+            yield line
+
+class Told(TransactionAwareForeignDataWrapper):
+    # Writes down what it is told, and in pre_commit what it has collected.
+
+    rowid_column = "n"
+
+    def __init__(self, options, columns):
+        super().__init__(options, columns)
+        self.file = options["file"]
+
+    def _tell(self, *what):
+        with open(self.file, "a") as stream:
+            stream.write(json.dumps(what) + "\\n")
+
+    def execute(self, quals, columns):
+        self._tell("execute", [[qual.field_name, qual.operator, qual.value] for qual in quals])
+        return [{"n": 1}]
+
+    def insert(self, values):
+        if values["word"] == "bad":
+            raise ValueError("no bad words")
+        super().insert(values)
+
+    def begin(self, serializable):
+        self._tell("begin", serializable)
+
+    def end_modify(self):
+        self._tell("end_modify")
+
+    def pre_commit(self):
+        self._tell("pre_commit", [values["n"] for _insert, values in self.current_transaction_state])
+
+    def commit(self):
+        self._tell("commit")
+        self._init_transaction_state()
+        raise ValueError("too late")
+
+    def rollback(self):
+        self._tell("rollback")
+        super().rollback()
+
+class Batches(Told):
+    modify_batch_size = 10
+
+    def bulk_insert(self, all_values):
+        self._tell("bulk_insert", [values["n"] for values in all_values])
+"""
 COLUMNS = [{"name": "n", "type": "int"}, {"name": "word", "type": "varchar"}, {"name": "more", "type": "jsonb"}]
 
 
 @pytest.fixture(scope="module")
 def server(lab):
-    packages = install_packages(lab, shop_fdw=SHOP, odd_fdw=ODD)
+    packages = install_packages(lab, shop_fdw=SHOP, odd_fdw=ODD, hooks_fdw=HOOKS)
     server = lab.postgres("tables", environment={"PYTHONPATH": str(packages)}).init().start()
     server.sql("CREATE EXTENSION postgres_fdw")
     server.sql("CREATE SCHEMA there")
@@ -94,7 +158,7 @@ def server(lab):
     server.sql("CREATE TABLE there.prices (item bigint, price money)")
     server.sql("INSERT INTO there.stock VALUES (1, 2.5, 'x')")
     server.sql("CREATE ROLE reader LOGIN PASSWORD 'reads a lot'")
-    made = [call_module("fdw_wrapper", {**server.login, "name": "fleet", "packages": ["shop_fdw", "odd_fdw"]})]
+    made = [call_module("fdw_wrapper", {**server.login, "name": "fleet", "packages": ["shop_fdw", "odd_fdw", "hooks_fdw"]})]
     here = {"host": "127.0.0.1", "port": server.port, "dbname": "postgres"}
     mapping = {"role": "PUBLIC", "options": {"user": "postgres"}, "secrets": {"password": server.login["login_password"]}}
     made.append(call_module("fdw_server", {**server.login, "name": "back", "wrapper": "postgres_fdw", "options": here, "mappings": [mapping]}))
@@ -121,6 +185,28 @@ def numbers(server, tmp_path):
     yield {**server.login, "schema": "here", "server": "numbers"}
     server.sql("DROP SCHEMA here CASCADE")
     file.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def told(server, numbers, request):
+    """A table of a class that writes down what it is told, and the function that tells what that was since the last time."""
+    file = server.base / "told"
+    kind = getattr(request, "param", "Told")
+    options = {"wrapper": "hooks_fdw.%s" % kind, "file": str(file)}
+    assert not call_module("fdw_server", {**server.login, "name": kind, "wrapper": "fleet", "options": options})["failed"]
+    assert not call_module("fdw_table", {**numbers, "server": kind, "name": "told", "columns": COLUMNS, "writable": True})["failed"]
+
+    def since():
+        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        file.unlink(missing_ok=True)
+        return lines
+
+    yield since
+    file.unlink(missing_ok=True)
+
+
+def login(server, user="postgres", password=None):
+    return psycopg.connect(host="127.0.0.1", port=server.port, user=user, password=password or server.login["login_password"], dbname="postgres")
 
 
 def refused(result, *words):
@@ -180,7 +266,9 @@ def test_an_import_is_the_same_a_second_time(server, back):
         ({"options": {"no_such_option": "1"}}, ["no_such_option"]),
         ({"rows": 0}, ["rows is 0"]),
         ({"name": "t" * 60}, ["60 bytes"]),
-        ({"schema": "no_such_schema"}, ["no_such_schema"]),
+        ({"schema": "no_such_schema"}, ['no schema "no_such_schema"', "create_schema=true"]),
+        ({"options": {"table_name": ["stock"]}}, ['"table_name"', "is a list"]),
+        ({"columns": [{"name": "a", "type": "int", "options": {"column_name": ["b"]}}]}, ['"column_name"', "is a list"]),
     ],
 )
 def test_bad_options_change_nothing(server, back, changes, words):
@@ -310,3 +398,118 @@ def test_a_name_full_of_quotes(server, numbers):
     with server.connect() as session:
         assert session.execute(("SELECT * FROM here.%s" % quoted).encode()).fetchall() == [(7, None)]
     four_steps("fdw_table", {**server.login, "schema": "here", "name": name, "state": "absent"})
+
+
+def test_a_class_written_for_multicorn_answers(server, numbers):
+    """As it is in the documentation of that, with nothing changed and without its package."""
+    assert not call_module("fdw_server", {**server.login, "name": "constant", "wrapper": "fleet", "options": {"wrapper": "hooks_fdw.Constant"}})["failed"]
+    columns = [{"name": "test", "type": "character varying"}, {"name": "test2", "type": "character varying"}]
+    four_steps("fdw_table", {**numbers, "server": "constant", "name": "constant", "columns": columns})
+    rows = server.sql("SELECT * FROM here.constant")
+    assert len(rows) == 20 and rows[19] == ("test 19", "test2 19")
+    assert server.sql("SELECT test2 FROM here.constant WHERE test LIKE '%%7' ORDER BY 1") == [("test2 17",), ("test2 7",)]
+
+
+def test_a_class_is_told_of_its_transactions(server, told):
+    """Of the end of one it hears in the next, as nobody is called at the end; an error of it there ends nothing."""
+    with login(server) as session:
+        notices = []
+        session.add_notice_handler(lambda message: notices.append(message.message_primary))
+        session.execute("INSERT INTO here.told VALUES (1, 'a'), (2, 'b')")
+        assert told() == [["begin", 0]]
+        session.commit()
+        assert told() == [["end_modify"], ["pre_commit", [1, 2]]]
+        session.execute("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE")
+        session.execute("SELECT * FROM here.told")
+        session.execute("SELECT * FROM here.told")
+        assert told() == [["commit"], ["begin", 1], ["execute", []], ["execute", []]]
+        assert notices == ["commit of Told failed, after the transaction had ended: too late"]
+        session.rollback()
+        session.execute("SELECT * FROM here.told")
+        assert told() == [["rollback"], ["begin", 0], ["execute", []]]
+
+
+def test_what_was_taken_back_is_not_applied_later(server, told):
+    with login(server) as session:
+        session.execute("INSERT INTO here.told VALUES (1, 'collected and taken back'), (2, 'bad')")
+        with pytest.raises(psycopg.Error, match="no bad words"):
+            session.commit()
+        session.execute("INSERT INTO here.told VALUES (3, 'kept')")
+        session.commit()
+    assert told() == [["begin", 0], ["rollback"], ["begin", 0], ["end_modify"], ["pre_commit", [3]]]
+
+
+@pytest.mark.parametrize("told", ["Batches"], indirect=True)
+def test_a_class_that_takes_batches_gets_them(server, told):
+    server.sql("INSERT INTO here.told VALUES (1), (2)")
+    assert told() == [["begin", 0], ["bulk_insert", [1]], ["bulk_insert", [2]], ["end_modify"], ["pre_commit", []]]
+
+
+def test_conditions_for_a_scan(server, told):
+    server.sql("""SELECT * FROM here.told_scan('{"n": 1, "word": ["a", 2, true, null], "more": null}')""")
+    assert told()[1] == ["execute", [["n", "=", 1], ["more", "=", None], ["word", ["=", True], ["a", "2", "t", None]]]]
+    for asked, words in (
+        ('{"m": 1}', 'no column "m"'), ('{"n": {"<": 3}}', "neither a value nor a list"), ('{"n": [[1]]}', "neither a value nor a list"),
+        ("[1]", "no JSON object"), ("1", "no JSON object"),
+    ):  # fmt: skip
+        with pytest.raises(psycopg.Error, match=words) as caught:
+            server.sql("SELECT * FROM here.told_scan('%s')" % asked)
+        assert caught.value.diag.message_hint and told() == [["begin", 0]]
+
+
+def test_an_option_is_taken_only_where_it_belongs(server, numbers):
+    """Whoever may use a server can have a mapping of his own: with that he must not say which file is read, or where a password goes."""
+    call_module("fdw_table", {**numbers, "name": "numbers", "columns": COLUMNS})
+    server.sql("CREATE USER MAPPING FOR PUBLIC SERVER numbers OPTIONS (file '/etc/passwd')")
+    try:
+        with pytest.raises(psycopg.Error, match='"file" is set for the user mapping') as caught:
+            server.sql("SELECT * FROM here.numbers")
+        assert caught.value.diag.message_hint == "It belongs to the server"
+        refused(call_module("fdw_table", {**numbers, "import_schema": "x"}), '"file" is set for the user mapping')
+        (problem,) = call_module("fdw_info", {**server.login, "wrappers": ["fleet"]})["problems"]
+        assert problem == 'here.numbers: the option "file" is set for the user mapping'
+    finally:
+        server.sql("DROP USER MAPPING FOR PUBLIC SERVER numbers")
+
+
+def test_whose_mapping_counts(server, numbers):
+    """That of the role which asks, also when it was set: not that of the function's owner."""
+    call_module("fdw_table", {**numbers, "name": "numbers", "columns": COLUMNS})
+    server.sql("GRANT SELECT ON here.numbers TO reader")
+    server.sql("GRANT USAGE ON SCHEMA here TO reader")
+    call_module("fdw_table", {**numbers, "name": "numbers", "columns": COLUMNS})
+    (server.base / "numbers.json").write_text('{"7": "seven"}')
+    try:
+        server.sql("CREATE USER MAPPING FOR reader SERVER numbers OPTIONS (short 'true')")
+        with login(server) as session:
+            for _again in range(2):
+                assert session.execute("SELECT word FROM here.numbers").fetchall() == [("seven",)]
+                session.execute("SET ROLE reader")
+                assert session.execute("SELECT word FROM here.numbers").fetchall() == [(None,)]
+                session.execute("RESET ROLE")
+        with login(server, "reader", "reads a lot") as session:
+            assert session.execute("SELECT word FROM here.numbers").fetchall() == [(None,)]
+    finally:
+        server.sql("DROP USER MAPPING FOR reader SERVER numbers")
+
+
+def test_odd_values_are_written_as_they_are(server, numbers):
+    call_module("fdw_table", {**numbers, "name": "numbers", "columns": COLUMNS, "writable": True})
+    for n, word in enumerate(["'; DROP TABLE x; -- \" $$ \\ %s {} \n\té", "", "x" * 5000000]):
+        server.sql("INSERT INTO here.numbers VALUES (%s, %s)", [n, word])
+        assert server.sql("SELECT word FROM here.numbers WHERE n = %s", [n]) == [(word,)]
+        server.sql("UPDATE here.numbers SET word = word || '!' WHERE n = %s", [n])
+        assert server.sql("SELECT word = %s || '!' FROM here.numbers WHERE n = %s", [word, n]) == [(True,)]
+    server.sql("INSERT INTO here.numbers SELECT n, 'w' FROM generate_series(10, 60) n")
+    assert server.value("SELECT count(*) FROM here.numbers") == 54
+
+
+def test_drift_is_shown_and_mended(server, numbers):
+    wanted = {**numbers, "name": "numbers", "columns": COLUMNS, "options": {"short": "false"}}
+    call_module("fdw_table", wanted)
+    server.sql("ALTER FOREIGN TABLE here.numbers_ft OPTIONS (SET short 'true', ADD fail 'true'), ALTER COLUMN word SET NOT NULL")
+    result = four_steps("fdw_table", wanted)
+    assert result["plan"] == ["change here.numbers: word NULL, DROP fail, SET short"]
+    (diff,) = result["diff"]
+    assert "word character varying not null" in diff["before"] and "short: true" in diff["before"] and "fail: true" in diff["before"]
+    assert "not null" not in diff["after"] and "short: false" in diff["after"] and "fail" not in diff["after"]

@@ -155,18 +155,49 @@ def test_a_pooler_that_is_gone_is_warned_of(poolers):
 
 def test_a_standby_without_the_packages(lab, cluster, runtime):
     primary, _standby, _pooler = cluster
-    # pgfleet_fdw may be there: a demo leaves it on the machine.
-    bare = lab.postgres("%s3" % runtime).clone(primary)
+    options = {"wrapper": "shop_fdw.Items", "url": "http://127.0.0.1:1"}
+    made = [call_module("fdw_server", {**primary.login, "name": "left", "wrapper": "fleet", "options": options})]
+    table = {"server": "left", "schema": "left_behind", "create_schema": True, "name": "items", "columns": [{"name": "shelf", "type": "text"}]}
+    made.append(call_module("fdw_table", {**primary.login, **table}))
+    assert not any(result["failed"] for result in made), made
+    bare = lab.postgres("%s3" % runtime, environment={"PYTHONPATH": str(install_packages(lab))}).clone(primary)
     try:
-        wait_until(lambda: bare.value("SELECT count(*) FROM pg_foreign_data_wrapper WHERE fdwname = 'fleet'") == 1, 20)
+        wait_until(lambda: bare.value("SELECT to_regclass('left_behind.items')") is not None, 20)
         options = {**bare.login, "name": "fleet", "packages": ["pgfleet_fdw", "shop_fdw"], "runtime": runtime}
         result = call_module("fdw_wrapper", options)
         assert result["failed"] and "shop_fdw (ModuleNotFoundError" in result["msg"] and "every node" in result["msg"]
-        info = call_module("fdw_info", {**bare.login, "packages": ["shop_fdw"], "check": False})
+        info = call_module("fdw_info", {**bare.login, "packages": ["shop_fdw"]})
         assert any("the package shop_fdw cannot be imported" in problem for problem in info["problems"])
+        assert any(problem.startswith("left_behind.items: ") and "No module named 'shop_fdw'" in problem for problem in info["problems"])
+        # Nobody has heeded that, and it becomes the primary.
+        bare.sql("SELECT pg_promote(wait => true)")
+        with bare.connect() as session:
+            for _again in range(2):
+                with pytest.raises(psycopg.Error, match="No module named 'shop_fdw'") as caught:
+                    session.execute("SELECT * FROM left_behind.items")
+                assert runtime == "multicorn" or caught.value.diag.message_hint == "Install its package on every node of the cluster"
+                assert session.execute("SELECT 1").fetchone() == (1,)
+        if runtime == "plpython":
+            without_any(lab, bare)
     finally:
         bare.stop()
         primary.sql("SELECT pg_drop_replication_slot(%s)", [bare.name])
+
+
+def without_any(lab, server):
+    """Also the package that hosts the classes is missing. It may be on the machine, where a demo leaves it: something else has its name."""
+    directory = lab.path / "none"
+    directory.mkdir()
+    directory.chmod(0o755)
+    (directory / "pgfleet_fdw.py").write_text("raise ImportError('it is gone')\n")
+    server.environment = {"PYTHONPATH": str(directory)}
+    server.stop()
+    server.start()
+    with server.connect() as session:
+        with pytest.raises(psycopg.Error, match="cannot import the package pgfleet_fdw: it is gone") as caught:
+            session.execute("SELECT * FROM left_behind.items")
+        assert caught.value.diag.message_hint == "Install it on every node of the cluster"
+        assert session.execute("SELECT 1").fetchone() == (1,)
 
 
 def test_a_standby_with_the_packages_is_looked_at_only(cluster, runtime):

@@ -7,13 +7,16 @@ from __future__ import annotations
 import datetime
 import json
 import pathlib
+import re
+import subprocess
 import sys
 
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "roles" / "fdw_host" / "files"))
 
-from pgfleet_fdw import Option, Table, Wrapper, WrapperError, allowed_values, errors, multicorn_names
+from pgfleet_fdw import Deadline, Option, Table, Wrapper, WrapperError, allowed_values, errors, multicorn_names, positive_seconds, safe_quals
+from pgfleet_fdw.options import check_scopes
 from pgfleet_fdw.testing import ForeignTable
 
 COLUMNS = {"id": "int", "name": "text", "at": "timestamp", "more": "jsonb"}
@@ -172,9 +175,10 @@ def test_options_are_checked_when_a_table_is_first_met(options, words):
 
 def test_a_secret_is_in_no_message():
     option = Option(int, secret=True)
-    with pytest.raises(WrapperError) as caught:
-        option.parse("password", "hidden")
-    assert "hidden" not in str(vars(caught.value)) + str(caught.value)
+    for one in (option, Option(positive_seconds, secret=True), Option(choices=("a",), secret=True)):
+        with pytest.raises(WrapperError) as caught:
+            one.parse("password", "hidden")
+        assert "hidden" not in str(vars(caught.value)) + str(caught.value)
 
 
 def test_import_of_a_schema():
@@ -209,6 +213,118 @@ def test_a_row_with_too_few_values():
 
     with pytest.raises(WrapperError, match="1 values for 4 columns"):
         ForeignTable(Short, {}, COLUMNS).select()
+
+
+@pytest.mark.parametrize(("row", "word"), [("abcd", "str"), (5, "int"), (b"abcd", "bytes"), (None, "NoneType")])
+def test_what_is_no_row(row, word):
+    class NoRow(Wrapper):
+        def scan(self, quals, columns):
+            yield row
+
+    with pytest.raises(WrapperError, match="yielded %s in place of a row" % word):
+        ForeignTable(NoRow, {}, COLUMNS).select()
+
+
+def test_a_hook_that_fails_late_is_only_told_in_subclasses_as_well(monkeypatch):
+    told = []
+    monkeypatch.setattr(errors, "_sinks", [lambda *message: told.append(message)])
+
+    class Failing(Spy):
+        def rollback(self):
+            raise RuntimeError("too late")
+
+        def scan(self, quals, columns):
+            raise WrapperError("nothing works today")
+
+    class More(Failing):
+        pass
+
+    with pytest.raises(WrapperError, match="nothing works"):
+        ForeignTable(More, {"key": "k"}, COLUMNS).select()
+    assert [message[:2] for message in told] == [("warning", "rollback of More failed, after the transaction had ended: too late")]
+
+
+def test_estimates_are_sane_without_a_word_from_the_wrapper():
+    class Plain(Wrapper):
+        pass
+
+    class Empty(Wrapper):
+        rows = 0
+
+    assert Plain({}, {}).get_rel_size([], set()) == (100, 100) and Empty({}, {}).get_rel_size([], set()) == (1, 100)
+    assert Plain({}, {}).get_path_keys() == [] and Plain({}, {}).can_sort([]) == [] and Plain({}, {}).can_limit(1, 0) is False
+
+
+def test_conditions_that_a_wrapper_may_rely_on():
+    kinds = {"n": 23, "at": 1114, "price": 1700, "ratio": 701, "name": 25}
+    columns = {name: multicorn_names.ColumnDefinition(name, oid) for name, oid in kinds.items()}
+    good = [("n", "=", 1), ("name", ("=", True), ["a"]), ("name", "=", None), ("name", "<>", None)]
+    bad = [("at", "<", "x"), ("price", "=", 1.0), ("ratio", ">", "1"), ("n", ("=", True), 94021333), ("n", "<", None), ("other", "=", 1)]
+    quals = [multicorn_names.Qual(*one) for one in bad + good]
+    assert [(one.field_name, one.operator, one.value) for one in safe_quals(quals, columns)] == good
+
+
+def test_a_deadline_is_one_for_all(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("pgfleet_fdw.deadline.time.monotonic", lambda: now[0])
+    deadline = Deadline(3)
+    now[0] += 2
+    assert deadline.left == 1
+    now[0] += 1
+    with pytest.raises(WrapperError, match="no answer within 3 s"):
+        _none_left = deadline.left
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "1e9", "soon", ""])
+def test_seconds_that_are_none(text):
+    with pytest.raises(WrapperError, match=r"is not accepted, (expected seconds|could not convert)"):
+        Option(positive_seconds).parse("timeout", text)
+
+
+def test_where_an_option_may_be_set():
+    declared = {"url": Option(scope=("server",)), "password": Option(scope=("mapping",)), "size": Option()}
+    check_scopes(declared, {"server": {"url": "x", "size": "1", "other": "1"}, "mapping": {"password": "x"}, "table": {"size": "2"}})
+    for part, name, words in (
+        ("mapping", "url", 'the option "url" is set for the user mapping'), ("table", "url", 'the option "url" is set for the table'),
+        ("server", "password", 'the option "password" is set for the server'),
+    ):  # fmt: skip
+        with pytest.raises(WrapperError, match=words) as caught:
+            check_scopes(declared, {part: {name: "hidden"}})
+        assert "hidden" not in str(vars(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "passed"),
+    [
+        ("int", 1, 1), ("bigint", 1, "1"), ("smallint", 1, "1"), ("float8", 1.5, "1.5"), ("numeric", "1.50", 1.5), ("bool", True, "t"), ("bool", False, "f"),
+        ("text", "a", "a"), ("date", datetime.date(2026, 1, 2), datetime.date(2026, 1, 2)),
+        ("timestamp", datetime.datetime(2026, 1, 2, 3, 4, 5, 6), datetime.datetime(2026, 1, 2, 3, 4, 5)),
+        ("timestamptz", datetime.datetime(2026, 1, 2, 3, tzinfo=datetime.timezone.utc), "2026-01-02 03:00:00+00:00"),
+        ("bytea", b"a", b"a"), ("uuid", "a-b", "a-b"), ("jsonb", "{}", "{}"), ("int[]", [1, 2], [1, 2]), ("bigint[]", [1, None], ["1", None]),
+        ("text", None, None),
+    ],
+)  # fmt: skip
+def test_how_constants_arrive(kind, value, passed):
+    class Asked(Wrapper):
+        def scan(self, quals, columns):
+            self.asked = [one.value for one in quals]
+            self.types = {name: (type(self.columns[name]).__name__, self.columns[name].type_oid > 0) for name in columns}
+            yield {"c": value}
+
+    one = ForeignTable(Asked, {}, {"c": kind})
+    one.select(where=[("c", "=", value)])
+    (found,) = spy(one).asked
+    assert found == passed and type(found) is type(passed) and spy(one).types == {"c": ("ColumnDefinition", True)}
+
+
+def test_nothing_of_the_package_imports_multicorn():
+    """The only mention is that of the names which a host gives to wrappers that do."""
+    for path in sorted(pathlib.Path(errors.__file__).parent.glob("*.py")):
+        found = [line for line in path.read_text().splitlines() if re.search(r"^\s*(from|import) multicorn\b|import_module\(.multicorn", line)]
+        assert found == (['        module = importlib.import_module("multicorn")'] if path.name == "multicorn_names.py" else []), path
+    code = "import sys, pgfleet_fdw, pgfleet_fdw.testing, pgfleet_fdw.plpython, pgfleet_fdw.cluster, pgfleet_fdw.pgbouncer; print('multicorn' in sys.modules)"
+    path = str(pathlib.Path(errors.__file__).parents[1])
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": path}, capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def test_a_wrapper_written_for_multicorn(monkeypatch):

@@ -32,20 +32,21 @@ TYPE = re.compile(r'(?:[\w .,()\[\]]|"(?:[^"\0]|"")+")+')
 LONGEST_NAME = 63 - len(WRITE_SUFFIX)
 """In bytes, so that none of the names that are made of it is cut off."""
 
-_SCAN = """
-from pgfleet_fdw import plpython
-return plpython.scan(plpy, GD, %r, quals)
+# Catalogs are replicated and packages are not: after a switchover this may be what a client sees.
+_IMPORT = """
+try:
+    from pgfleet_fdw import plpython
+except ImportError as error:
+    plpy.error("this server's Python cannot import the package pgfleet_fdw: %s" % error, hint="Install it on every node of the cluster")
 """
-_WRITE = """
-from pgfleet_fdw import plpython
-return plpython.write(plpy, GD, TD, %r)
-"""
+_SCAN = _IMPORT + "return plpython.scan(plpy, GD, {table!r}, quals)\n"
+_WRITE = _IMPORT + "return plpython.write(plpy, GD, TD, {table!r})\n"
 OUTBOX_NAME = "%s.outbox" % SCHEMA
 OUTBOX = [
     "CREATE TABLE pgfleet_fdw.outbox (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, relation text NOT NULL, operation text NOT NULL, row_id jsonb,"
     " new jsonb)",
     "CREATE FUNCTION pgfleet_fdw.apply_outbox () RETURNS trigger LANGUAGE plpython3u SECURITY DEFINER SET search_path = pg_catalog AS $$\n"
-    "from pgfleet_fdw import plpython\nreturn plpython.apply(plpy, GD, TD)\n$$",
+    "%sreturn plpython.apply(plpy, GD, TD)\n$$" % _IMPORT,
     "CREATE CONSTRAINT TRIGGER apply AFTER INSERT ON pgfleet_fdw.outbox DEFERRABLE INITIALLY DEFERRED FOR EACH ROW"
     " EXECUTE FUNCTION pgfleet_fdw.apply_outbox ()",
 ]
@@ -108,7 +109,7 @@ def statements(runtime: str, schema: str, name: str, rows: int, writable: bool, 
             sql.SQL(
                 "CREATE OR REPLACE FUNCTION {scan} (quals jsonb DEFAULT NULL) RETURNS SETOF {foreign} LANGUAGE plpython3u STABLE SECURITY DEFINER"
                 " SET search_path = pg_catalog ROWS {rows} COST 1000 AS {source}"
-            ).format(scan=scan, foreign=foreign, rows=sql.Literal(rows), source=sql.Literal(_SCAN % table))
+            ).format(scan=scan, foreign=foreign, rows=sql.Literal(rows), source=sql.Literal(_SCAN.format(table=table)))
         )
         made.append(sql.SQL("REVOKE ALL ON FUNCTION {} (jsonb) FROM PUBLIC").format(scan))
         scan_call = sql.SQL("{}()").format(scan)
@@ -116,7 +117,7 @@ def statements(runtime: str, schema: str, name: str, rows: int, writable: bool, 
     if runtime == PLPYTHON and writable:
         made.append(
             sql.SQL("CREATE OR REPLACE FUNCTION {} () RETURNS trigger LANGUAGE plpython3u SECURITY DEFINER SET search_path = pg_catalog AS {}").format(
-                write, sql.Literal(_WRITE % table)
+                write, sql.Literal(_WRITE.format(table=table))
             )
         )
         # Before PostgreSQL 14 a trigger cannot be replaced.

@@ -27,6 +27,12 @@ _SETTING = "pgfleet_fdw.asked"
 _QUESTION = """
 import importlib, json, os, sys
 asked = json.loads(plpy.execute("SELECT current_setting('%(setting)s') AS asked")[0]["asked"])
+try:
+    # Packages may have been written for Multicorn, whose names the host gives them.
+    from pgfleet_fdw import multicorn_names
+    multicorn_names.provide()
+except ImportError:
+    pass
 answer = {"version": sys.version.split()[0], "prefix": sys.prefix, "path": [p for p in sys.path if p], "packages": {}, "classes": {}}
 for name in asked["packages"]:
     found = {"file": None, "changed": None, "error": None}
@@ -82,6 +88,13 @@ def choose(wanted: str, extensions: t.Mapping[str, Extension], server_version: i
     raise Refused(
         "this server has not the files of %s" % " or ".join("the extension %s" % EXTENSIONS[runtime] for runtime in candidates),
         action="Install %s on every node of the cluster" % ", or ".join(packages[runtime] for runtime in candidates),
+    )
+
+
+def can_ask(session: Session) -> bool:
+    """Whether the server's Python can be asked: it is there, and this is a superuser, which an untrusted language wants."""
+    return bool(
+        session.value("SELECT count(*) FROM pg_language l, pg_roles r WHERE l.lanname = %s AND r.rolname = current_user AND r.rolsuper", [EXTENSIONS[PLPYTHON]])
     )
 
 

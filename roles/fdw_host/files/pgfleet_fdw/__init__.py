@@ -10,10 +10,11 @@ hosted by the C extension and by PL/Python, and is tested without either (``pgfl
 
 from __future__ import annotations
 
+from .deadline import Deadline, positive_seconds
 from .errors import WrapperError, log
 from .options import Option
 from .quals import allowed_values, safe_quals
 from .tables import Table
 from .wrapper import Wrapper
 
-__all__ = ["Option", "Table", "Wrapper", "WrapperError", "allowed_values", "log", "safe_quals"]
+__all__ = ["Deadline", "Option", "Table", "Wrapper", "WrapperError", "allowed_values", "log", "positive_seconds", "safe_quals"]

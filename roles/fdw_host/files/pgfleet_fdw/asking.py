@@ -152,14 +152,6 @@ def ask_all(targets: t.Mapping[str, t.Mapping[str, t.Any]], statement: str, seco
     return [answers[name] for name in targets]
 
 
-def positive_seconds(text: str) -> float:
-    """For the type of an Option."""
-    seconds = float(text)
-    if not 0 < seconds <= 3600:
-        raise ValueError("expected seconds, more than 0 and at most 3600")
-    return seconds
-
-
 def login(opt: t.Mapping[str, t.Any], targets: t.Mapping[str, t.Mapping[str, t.Any]], names: t.Collection[str] | None = None) -> dict[str, dict[str, t.Any]]:
     """The targets named, all without ``names``, with the login that the options say. Raises WrapperError."""
     if opt["password"] and opt["passfile"]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import typing as t
 
-from .asking import Answer, ask_all, login, parse_targets, positive_seconds
+from .asking import Answer, ask_all, login, parse_targets
+from .deadline import positive_seconds
 from .options import Option
 from .quals import Qual, allowed_values
 from .tables import Table

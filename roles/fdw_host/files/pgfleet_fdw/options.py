@@ -12,6 +12,7 @@ import typing as t
 from .errors import WrapperError
 
 SCOPES = ("server", "table", "mapping")
+_SHOWN = {"server": "the server", "table": "the table", "mapping": "the user mapping"}
 _TRUE, _FALSE = ("1", "true", "on", "yes", "t", "y"), ("0", "false", "off", "no", "f", "n")
 
 
@@ -36,8 +37,9 @@ class Option:
         try:
             value = _boolean(text) if self.type is bool else self.type(text)
         except ValueError as error:
-            kind = getattr(self.type, "__name__", "value")
-            raise WrapperError('option "%s": %s is no %s' % (name, shown, kind), detail=None if self.secret else str(error)) from None
+            if isinstance(self.type, type):
+                raise WrapperError('option "%s": %s is no %s' % (name, shown, self.type.__name__), detail=None if self.secret else str(error)) from None
+            raise WrapperError('option "%s": %s is not accepted%s' % (name, shown, "" if self.secret else ", %s" % error)) from None
         if self.choices and value not in self.choices:
             raise WrapperError('option "%s": %s is not allowed' % (name, shown), hint="Allowed are: %s" % ", ".join(map(str, self.choices)))
         return value
@@ -58,3 +60,17 @@ def parse_options(declared: t.Mapping[str, Option], given: t.Mapping[str, str], 
     if missing:
         raise WrapperError("the option %s is required" % ", ".join('"%s"' % name for name in missing))
     return {name: option.parse(name, given[name]) if name in given else option.default for name, option in declared.items()}
+
+
+def check_scopes(declared: t.Mapping[str, Option], parts: t.Mapping[str, t.Mapping[str, str]]) -> None:
+    """Raises WrapperError for an option that is set where it may not be. ``parts``: what is set, by scope.
+
+    Whoever may use a server can have a mapping of his own, and that wins: an address there would get what a passfile of the server's account has.
+    """
+    for scope, given in parts.items():
+        for name in sorted(set(given) & set(declared)):
+            allowed = declared[name].scope
+            if scope not in allowed:
+                raise WrapperError(
+                    'the option "%s" is set for %s' % (name, _SHOWN[scope]), hint="It belongs to %s" % " or ".join(_SHOWN[one] for one in allowed)
+                )

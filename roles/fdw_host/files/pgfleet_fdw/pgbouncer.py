@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import typing as t
 
-from .asking import ask_all, login, parse_targets, positive_seconds
+from .asking import ask_all, login, parse_targets
+from .deadline import positive_seconds
 from .errors import WrapperError, log
 from .options import Option
 from .quals import Qual, allowed_values

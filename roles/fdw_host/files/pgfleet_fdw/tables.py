@@ -35,7 +35,11 @@ class Table:
 
 
 def check_width(row: t.Sequence[t.Any], columns: t.Collection[str]) -> None:
-    """Raises WrapperError where a row that is a sequence has not all columns."""
+    """Raises WrapperError where a row is no sequence, or has not all columns."""
+    if isinstance(row, (str, bytes)) or not hasattr(row, "__len__"):
+        raise WrapperError(
+            "the wrapper yielded %s in place of a row" % type(row).__name__, hint="A row is a mapping by column, or a sequence of the values of all columns"
+        )
     if len(row) != len(columns):
         raise WrapperError("the wrapper yielded a row of %d values for %d columns" % (len(row), len(columns)))
 
