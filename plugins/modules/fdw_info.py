@@ -18,7 +18,9 @@ options:
     type: list
     elements: str
   packages:
-    description: Packages in Python to look for. Needs the extension plpython3u in the database.
+    description: >-
+      Packages in Python to look for. To ask takes the extension plpython3u in the database and a superuser; without
+      these it is a problem that nobody knows.
     type: list
     elements: str
     default: []
@@ -61,8 +63,9 @@ wrappers:
   description:
     - The foreign-data wrappers, each with C(name), C(runtime) (V(multicorn), V(plpython) or null), C(owner), C(handler), C(validator), C(extension),
       C(options) and C(servers).
-    - A server has C(name), C(owner), C(type), C(version), C(options), C(usage), C(mappings) (roles) and C(tables); a table C(schema), C(name),
-      C(foreign_table), C(writable), C(options), C(columns) and C(problem).
+    - A server has C(name), C(owner), C(type), C(version), C(options), C(usage), C(mappings) (roles), C(dependents) (what C(DROP SERVER) would ask
+      C(CASCADE) for) and C(tables); a table C(schema), C(name), C(foreign_table), C(writable), C(options), C(columns), C(dependents) (views and others
+      that use it) and C(problem).
   returned: success
   type: list
   elements: dict

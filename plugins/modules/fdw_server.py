@@ -12,6 +12,7 @@ description:
   - Creates a foreign server, or changes the one that is there, option by option with C(ADD), C(SET) and C(DROP). It is never dropped to be made anew, which
     would take its foreign tables, views on them and rights along.
   - Serves any foreign-data wrapper, C(postgres_fdw) and C(file_fdw) as well as wrappers in Python.
+  - Where PL/Python runs the class that the option C(wrapper) of the server names, that class must be there; only a superuser's task can see to that.
   - All changes are one transaction.
 options:
   name:

@@ -66,6 +66,8 @@ def test_options_change_one_by_one_and_what_uses_the_server_stays(server, option
 
 
 def test_what_is_not_named_is_left_alone(server, options):
+    call_module("fdw_server", options)
+    assert server.value("SELECT has_server_privilege('reader', %s, 'USAGE')", [options["name"]]) is False
     call_module("fdw_server", {**options, "owner": "writer", "usage": ["reader"], "mappings": [{"role": "reader", "options": {"a": "b"}}]})
     assert call_module("fdw_server", options)["changed"] is False
     result = call_module("fdw_server", {**options, "usage": [], "mappings_exact": True})
@@ -98,6 +100,12 @@ def test_dropping(server, options):
         ({"wrapper": "missing_fdw"}, ["missing_fdw", "extension"]),
         ({"options": {"password": "x"}}, ["password", "everybody", "mappings"]),
         ({"owner": "nobody_here"}, ["nobody_here", "owner"]),
+        ({"owner": "PUBLIC"}, ["owner is PUBLIC"]),
+        ({"usage": ["public"]}, ["no role public", "PUBLIC for everybody"]),
+        ({"options": {"nodes": ["a", "b"]}}, ['"nodes"', "is a list", "text"]),
+        ({"options": {"nodes": {"a": "b"}}}, ['"nodes"', "is a mapping"]),
+        ({"options": {"a=b": "c"}}, ['"a=b" is no name of an option']),
+        ({"mappings": [{"role": "reader", "secrets": {"token": ["x"]}}]}, ['"token"', "is a list"]),
         ({"mappings": [{"role": "reader"}, {"role": "reader"}]}, ["reader", "mappings"]),
         ({"mappings": [{"role": "reader", "options": {"wrapper": "os.getcwd"}}]}, ["wrapper", "any class"]),
         ({"mappings": [{"role": "reader", "options": {"password": "x"}}]}, ["password", "secrets"]),

@@ -156,3 +156,12 @@ def test_bad_options_change_nothing(primary, options, changes, words):
         pytest.skip("this machine has Multicorn")
     refused(call_module("fdw_wrapper", {**options, **changes}), *words)
     assert primary.sql("SELECT 1 FROM pg_foreign_data_wrapper WHERE fdwname = %s", [options["name"]]) == []
+
+
+def test_a_wrapper_of_something_else_is_left_alone(primary, options):
+    primary.sql("CREATE EXTENSION IF NOT EXISTS postgres_fdw")
+    before = primary.sql("SELECT * FROM pg_foreign_data_wrapper WHERE fdwname = 'postgres_fdw'")
+    for check in (True, False):
+        refused(call_module("fdw_wrapper", {**options, "name": "postgres_fdw"}, check=check), "not for classes in Python", "postgres_fdw_handler", "fdw_server")
+    refused(call_module("fdw_wrapper", {**primary.login, "name": "postgres_fdw", "state": "absent"}), "extension postgres_fdw requires it")
+    assert primary.sql("SELECT * FROM pg_foreign_data_wrapper WHERE fdwname = 'postgres_fdw'") == before

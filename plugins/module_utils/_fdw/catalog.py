@@ -138,7 +138,8 @@ def read_kind(session: Session, schema: str, name: str) -> str | None:
 def read_users_of(session: Session, schema: str, name: str) -> list[str]:
     """What depends on a relation, other than itself: views, functions with a body in SQL, policies."""
     rows = session.rows(
-        "SELECT DISTINCT pg_describe_object(d.classid, d.objid, 0) AS what FROM pg_depend d JOIN pg_class c ON c.oid = d.refobjid"
+        "SELECT DISTINCT CASE WHEN r.oid IS NULL THEN pg_describe_object(d.classid, d.objid, 0)"
+        "  ELSE pg_describe_object('pg_class'::regclass, r.ev_class, 0) END AS what FROM pg_depend d JOIN pg_class c ON c.oid = d.refobjid"
         " JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid"
         " WHERE d.refclassid = 'pg_class'::regclass AND n.nspname = %s AND c.relname = %s AND d.deptype = 'n' AND r.ev_class IS DISTINCT FROM c.oid ORDER BY 1",
         [schema, name],

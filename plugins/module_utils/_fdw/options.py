@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
+from .._errors import InvalidInput
 from .._sql.connection import sql
 
 
@@ -27,7 +28,15 @@ class OptionChange:
 
 
 def as_text(options: t.Mapping[str, t.Any]) -> dict[str, str]:
-    """Values as PostgreSQL keeps them; null leaves an option out."""
+    """Values as PostgreSQL keeps them; null leaves an option out. Raises InvalidInput for what has no text of its own."""
+    for name, value in options.items():
+        if isinstance(value, (list, dict)):
+            raise InvalidInput(
+                'the option "%s" of the foreign data object is a %s' % (name, "list" if isinstance(value, list) else "mapping"),
+                expected="text, a number or true or false, as PostgreSQL keeps options as text",
+            )
+        if not name or "=" in name:
+            raise InvalidInput('"%s" is no name of an option of a foreign data object' % name, expected="a name without =")
     return {name: _text(value) for name, value in options.items() if value is not None}
 
 

@@ -36,6 +36,7 @@ class ForeignDataInfo(Operation):
     def __init__(self, params: t.Mapping[str, t.Any], context: Context) -> None:
         super().__init__(params, context)
         self._session: Session | None = None
+        self._can_ask, self._unchecked = False, 0
 
     @property
     def session(self) -> Session:
@@ -50,13 +51,19 @@ class ForeignDataInfo(Operation):
     def observe(self) -> dict[str, t.Any]:
         session, params = self.session, self.params
         extensions = runtime.read_extensions(session)
-        python = runtime.ask_python(session, params["packages"]) if extensions[runtime.PLPYTHON].created else None
+        self._can_ask = runtime.can_ask(session)
+        python = runtime.ask_python(session, params["packages"]) if self._can_ask else None
         names = [row["fdwname"] for row in session.rows("SELECT fdwname FROM pg_foreign_data_wrapper ORDER BY 1")]
         wanted = [name for name in names if params["wrappers"] is None or name in params["wrappers"]]
         problems = ["there is no foreign-data wrapper %s" % name for name in params["wrappers"] or () if name not in names]
         for name, found in (python or {}).get("packages", {}).items():
             if found["error"]:
                 problems.append("the package %s cannot be imported: %s" % (name, found["error"]))
+        if python is None and params["packages"]:
+            problems.append(
+                "whether %s can be imported is not known: to ask the server's Python takes the extension plpython3u in the database, and a superuser"
+                % ", ".join(params["packages"])
+            )
         wrappers = [self._wrapper(name, problems) for name in wanted]
         return {
             "standby": session.value("SELECT pg_is_in_recovery()"),
@@ -96,6 +103,7 @@ class ForeignDataInfo(Operation):
         return {
             "name": name, "owner": found.owner, "type": found.type, "version": found.version, "options": dict(found.options),
             "usage": sorted(role or "PUBLIC" for role in found.usage), "mappings": sorted(one.role or "PUBLIC" for one in mappings), "tables": tables,
+            "dependents": catalog.read_dependents(self.session, name),
         }  # fmt: skip
 
     def _table(self, schema: str, name: str, used: str | None, hosted: t.Mapping[tuple[str, str], hosting.Hosted], problems: list[str]) -> dict[str, t.Any]:
@@ -108,12 +116,14 @@ class ForeignDataInfo(Operation):
             problem = "its view is read by %s; run pgfleet.ops.fdw_wrapper" % view.runtime
         elif self.params["check"]:
             problem = self._ask(schema, name, used)
+        clients_name = view.name if view is not None and view.runtime is not None else name
         shown = "%s.%s" % (schema, view.name if view else name)
         if problem:
             problems.append("%s: %s" % (shown, problem))
         return {
             "schema": schema, "name": view.name if view else name, "foreign_table": name, "writable": view.writable if view else None,
-            "options": dict(found.options), "columns": [dataclasses.asdict(column) for column in found.columns], "problem": problem,
+            "options": dict(found.options), "columns": [dataclasses.asdict(column) for column in found.columns],
+            "dependents": catalog.read_users_of(self.session, schema, clients_name), "problem": problem,
         }  # fmt: skip
 
     def _ask(self, schema: str, name: str, used: str | None) -> str | None:
@@ -121,6 +131,9 @@ class ForeignDataInfo(Operation):
         table = hosting.names(schema, name)
         try:
             if used == runtime.PLPYTHON:
+                if not self._can_ask:
+                    self._unchecked += 1
+                    return None
                 return runtime.ask_table(self.session, table.as_string(self.session.connection))
             with self.session.rehearsal():
                 lines = self.session.rows(sql.SQL("EXPLAIN SELECT * FROM {}").format(table))
@@ -131,6 +144,8 @@ class ForeignDataInfo(Operation):
         return None
 
     def report(self, seen: dict[str, t.Any]) -> dict[str, t.Any]:
+        if self._unchecked:
+            self.context.warn("%d tables of classes in Python were not checked, as %s is no superuser" % (self._unchecked, self.session.target.user))
         if seen["problems"] and self.params["fail_on_problems"]:
             raise NotConfirmed("foreign data of %s: %s" % (self.session.target, "; ".join(seen["problems"])), **seen)
         return seen

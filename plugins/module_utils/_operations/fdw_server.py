@@ -13,7 +13,7 @@ import functools
 import typing as t
 
 from .._errors import InvalidInput, Refused
-from .._fdw import catalog, options
+from .._fdw import catalog, options, runtime
 from .._module import CONNECTION, ArgumentSpec, Context, Operation
 from .._plan import Plan
 from .._sql.connection import Session, Target, connect, sql
@@ -136,6 +136,8 @@ class ForeignServer(Operation):
             self._plan_changes(plan, seen.server)
         self._plan_owner_and_usage(plan, seen.server)
         self._plan_mappings(plan, seen.mappings)
+        if runtime.of_wrapper(t.cast(catalog.FoundWrapper, seen.wrapper)) == runtime.PLPYTHON and runtime.can_ask(self.session):
+            plan.prove = self._prove
         return plan
 
     def _plan_absent(self, plan: Plan, seen: Seen) -> None:
@@ -172,7 +174,22 @@ class ForeignServer(Operation):
         named = [*([params["owner"]] if params["owner"] else []), *(params["usage"] or []), *(mapping["role"] for mapping in params["mappings"])]
         unknown = sorted(set(named) - seen.roles - {PUBLIC})
         if unknown:
-            raise InvalidInput("there is no role %s" % ", ".join(unknown), action="Create it first, or correct owner, usage or mappings")
+            raise InvalidInput(
+                "there is no role %s" % ", ".join(unknown),
+                action="Write PUBLIC for everybody" if unknown == ["public"] else "Create it first, or correct owner, usage or mappings",
+            )
+        if params["owner"] == PUBLIC:
+            raise InvalidInput("the option owner is PUBLIC", expected="a role")
+
+    def _prove(self) -> None:
+        """In the transaction: the class is there. Multicorn's validator sees to that itself."""
+        path = t.cast(catalog.FoundServer, catalog.read_server(self.session, self.name)).options.get("wrapper", "")
+        found = runtime.ask_python(self.session, classes=[path])
+        if found["classes"][path]:
+            raise Refused(
+                "this server's Python cannot load the class %s: %s" % (path, found["classes"][path]),
+                action="Correct the option wrapper, package.module.Class, or install the package on every node of the cluster",
+            )
 
     def _plan_creation(self, plan: Plan) -> None:
         params = self.params

@@ -212,7 +212,9 @@ class ForeignTables(Operation):
 
     def plan(self, seen: Seen) -> Plan:
         plan = TransactionPlan(self.session)
-        if self.params["state"] == "present" and self.params["create_schema"] and not seen.schema:
+        if self.params["state"] == "present" and not seen.schema:
+            if not self.params["create_schema"]:
+                raise Refused('there is no schema "%s"' % self.schema, action="Create it, or let this task do so with create_schema=true")
             self._step(plan, "create schema %s" % self.schema, [sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(self.schema))])
         for wanted in seen.wanted:
             found = seen.found[wanted.name]
@@ -366,7 +368,21 @@ class ForeignTables(Operation):
 
     # -- what came out ---------------------------------------------------------------------------------------------
 
+    def _warn_of_refused(self, seen: Seen) -> None:
+        """A class looks at its options when a table is first read. Only a warning: with the user mapping of who reads it may be all right."""
+        if seen.runtime != runtime.PLPYTHON or self.params["state"] == "absent" or not runtime.can_ask(self.session):
+            return
+        for name in sorted(name for name, found in seen.found.items() if found is not None):
+            table = hosting.names(self.schema, name, hosting.FOREIGN_SUFFIX).as_string(self.session.connection)
+            try:
+                problem = runtime.ask_table(self.session, table)
+            except OperationError as error:
+                problem = error.message
+            if problem:
+                self.context.warn("%s.%s cannot be read as it is, at least not by %s: %s" % (self.schema, name, self.session.target.user, problem))
+
     def report(self, seen: Seen) -> dict[str, t.Any]:
+        self._warn_of_refused(seen)
         return {
             "runtime": seen.runtime,
             "tables": [

@@ -185,6 +185,11 @@ class ForeignDataWrapper(Operation):
 
     def _plan_present(self, plan: Plan, seen: Seen) -> None:
         chosen = t.cast(str, seen.chosen)
+        if seen.wrapper is not None and seen.wrapper.handler is not None and runtime.of_wrapper(seen.wrapper) is None:
+            raise Refused(
+                "the foreign-data wrapper %s is not for classes in Python: its handler is %s" % (self.name, seen.wrapper.handler),
+                action="Choose another name; servers of %s need no more than pgfleet.ops.fdw_server" % self.name,
+            )
         self._refuse_broken(seen.python)
         extension = runtime.EXTENSIONS[chosen]
         if not seen.extensions[chosen].created:
