@@ -1,0 +1,118 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The role fdw_host and the playbook deploy_foreign_data on a primary and its standby: packages, objects, a new version of a package, a switchover."""
+
+from __future__ import annotations
+
+import pathlib
+
+import cluster_play
+import psycopg
+import pytest
+from lab import SUPERUSER_PASSWORD, wait_until
+
+SHOP = """
+from pgfleet_fdw import Wrapper
+
+class Items(Wrapper):
+    def scan(self, quals, columns):
+        yield {"n": %d}
+"""
+
+
+class Site:
+    poolers = ()
+
+    def __init__(self, lab):
+        self.lab = lab
+        # Where the Python of these servers finds packages, and no other server of the machine.
+        self.directory, self.source = lab.path / "site" / "packages", lab.path / "shop_fdw.py"
+        self.directory.parent.mkdir()
+        self.directory.parent.chmod(0o755)
+        environment = {"PYTHONPATH": str(self.directory)}
+        self.primary = lab.postgres("db1", environment=environment).init().start()
+        self.standby = lab.postgres("db2", environment=environment).clone(self.primary)
+        self.primary.wait_for_standbys(1)
+        self.nodes = [self.primary, self.standby]
+        self.write(1)
+
+    def write(self, number):
+        self.source.write_text(SHOP % number)
+
+    def play(self, *arguments, without=(), **more):
+        hosts = {node.name: {"pgfleet_roles": ["postgresql_node", *([] if node.name in without else ["fdw_host"])]} for node in self.nodes}
+        nodes = ", ".join("%s=127.0.0.1:%d" % (node.name, node.port) for node in self.nodes)
+        mapping = {"role": "PUBLIC", "options": {"user": "postgres"}, "secrets": {"password": SUPERUSER_PASSWORD}}
+        variables = {
+            "fdw_host_directory": str(self.directory), "fdw_host_manage_packages": False, "pgfleet_package_throttle": 1, "fdw_host_runtime": "plpython",
+            "fdw_host_packages": [{"name": "shop_fdw", "src": str(self.source)}],
+            "fdw_host_servers": [
+                {"name": "cluster", "options": {"wrapper": "pgfleet_fdw.cluster.Cluster", "nodes": nodes}, "mappings": [mapping]},
+                {"name": "shop", "options": {"wrapper": "shop_fdw.Items"}},
+            ],
+            "fdw_host_tables": [
+                {"server": "cluster", "schema": "fleet", "create_schema": True, "import_schema": "cluster"},
+                {"server": "shop", "name": "items", "columns": [{"name": "n", "type": "int"}]},
+            ],
+        }  # fmt: skip
+        return cluster_play.play(self, "deploy_foreign_data", *arguments, hosts=hosts, variables={**variables, **more.pop("variables", {})}, **more)
+
+
+@pytest.fixture(scope="module")
+def site(lab):
+    site = Site(lab)
+    changes = site.play()[1]
+    assert changes["db1"] > 3, changes
+    return site
+
+
+def test_a_second_run_and_check_mode_find_nothing_to_do(site):
+    for arguments in ((), ("--check", "--diff")):
+        output, changes = site.play(*arguments)
+        assert set(changes.values()) == {0}, output
+    assert site.primary.sql("SELECT node, role FROM fleet.nodes ORDER BY 1") == [("db1", "primary"), ("db2", "standby")]
+    wait_until(lambda: site.standby.value("SELECT to_regclass('items')") is not None, 20)
+    assert site.standby.sql("SELECT n FROM items") == [(1,)]
+
+
+def test_every_node_of_a_cluster_must_have_the_packages(site):
+    for arguments, without in (((), ("db2",)), (("--limit", "db1"), ())):
+        output, changes = site.play(*arguments, without=without, fails=True)
+        assert "also has db2, without fdw_host in pgfleet_roles or left out by --limit" in " ".join(output.split()), output
+        assert not any(changes.values())
+    output, _changes = site.play(without=("db1", "db2"), fails=True)
+    assert "has fdw_host among its pgfleet_roles" in output
+
+
+def test_a_new_version_is_told_to_those_who_hold_the_old_one(site):
+    with site.primary.connect(application_name="old one") as old:
+        assert old.execute("SELECT n FROM items").fetchall() == [(1,)]
+        old.commit()
+        site.write(2)
+        output, changes = site.play()
+        assert changes["db1"] + changes["db2"] == 1, output
+        assert "may run the old code" in output and str(old.info.backend_pid) in output
+        assert old.execute("SELECT n FROM items").fetchall() == [(1,)] and site.primary.sql("SELECT n FROM items") == [(2,)]
+        old.commit()
+        site.play(variables={"fdw_host_stale_sessions": "terminate"})
+        with pytest.raises(psycopg.OperationalError):
+            old.execute("SELECT 1")
+
+
+def test_what_is_missing_on_the_standby_is_found_before_a_switchover(site):
+    """By hand, or by a machine that was set up anew: the playbook mends it, and where it cannot the standby is named."""
+    installed = pathlib.Path(site.directory) / "shop_fdw.py"
+    kept = installed.read_text()
+    installed.write_text("raise ImportError('half of it is missing')\n")
+    wrong = [{"name": "shop_fdw", "src": str(installed)}]
+    try:
+        output, _changes = site.play(variables={"fdw_host_packages": wrong}, fails=True)
+        assert "half of it is missing" in output and "every node" in output
+    finally:
+        installed.write_text(kept)
+    site.play()
+    # After it the tables answer as before, by the other node.
+    site.primary.stop()
+    site.standby.sql("SELECT pg_promote(wait => true)")
+    assert site.standby.sql("SELECT n FROM items") == [(2,)]
+    assert site.standby.sql("SELECT node, coalesce(role, 'gone') FROM fleet.nodes ORDER BY 1") == [("db1", "gone"), ("db2", "primary")]
