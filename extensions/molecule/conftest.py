@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -83,10 +84,10 @@ def primaries():
     return found
 
 
-def streams_from(primary, others):
-    """Whether each of `others` streams from the primary; it is known there by its name."""
-    rows = ask(primary, "SELECT application_name FROM pg_stat_replication WHERE state = 'streaming'")
-    return sorted(row[0] for row in rows) == sorted(others)
+def streams_from(primary, others, exactly=True):
+    """Whether each of `others`, and nobody else unless not `exactly`, streams from the primary; it is known there by its name."""
+    streaming = {row[0] for row in ask(primary, "SELECT application_name FROM pg_stat_replication WHERE state = 'streaming'")}
+    return streaming == set(others) if exactly else streaming >= set(others)
 
 
 def cluster_is_whole(primary=None):
@@ -103,6 +104,77 @@ def power_off(name):
 
 def power_on(name):
     subprocess.run(["podman", "start", name], check=True, stdout=subprocess.DEVNULL)
+
+
+CONTROLLER = "controller"
+# The lab's own end of its network, where this runs.
+CONTROLLER_ADDRESS = "10.77.0.1"
+
+
+def in_network_of(name, *argv):
+    """Run a program of the controller's in the network of a host."""
+    pid = subprocess.run(["podman", "inspect", "--format", "{{.State.Pid}}", name], check=True, capture_output=True, text=True).stdout.strip()
+    subprocess.run(["nsenter", "--target", pid, "--net", *argv], check=True)
+
+
+def cut(name, others):
+    """From now on nothing goes through between a host and others, nor is anything refused: as with a link that is cut."""
+    for other in others:
+        far = CONTROLLER_ADDRESS if other == CONTROLLER else address(other)
+        in_network_of(name, "iptables", "--wait", "--insert", "INPUT", "--source", far, "--jump", "DROP")
+        in_network_of(name, "iptables", "--wait", "--insert", "OUTPUT", "--destination", far, "--jump", "DROP")
+
+
+def runs(name):
+    return subprocess.run(["podman", "inspect", "--format", "{{.State.Running}}", name], check=True, capture_output=True, text=True).stdout.strip() == "true"
+
+
+def on(name, command, check=True):
+    """A shell command on a host, as root, also where nothing reaches it over the network; returns what it prints."""
+    return subprocess.run(["podman", "exec", name, "sh", "-c", command], check=check, capture_output=True, text=True, timeout=120).stdout
+
+
+def in_recovery(name):
+    """What a node says, asked on its own host: True for a standby, False for a primary, None where no server answers."""
+    query = "PGCONNECT_TIMEOUT=5 psql -XAtqp 5432 -c 'SELECT pg_is_in_recovery()'"
+    return {"t": True, "f": False}.get(on(name, "cd / && runuser -u postgres -- sh -c \"%s\"" % query, check=False).strip())
+
+
+def writable():
+    """The nodes that would take writes from whoever reaches them, whether we do or not."""
+    return [name for name in NODES if runs(name) and in_recovery(name) is False]
+
+
+def make_whole():
+    """Heal every link, start every host, and bring the cluster back to where it was: db1 is the primary, both others stream."""
+    for name in (*NODES, *POOLERS, "monitor"):
+        if not runs(name):
+            power_on(name)
+        for chain in ("INPUT", "OUTPUT"):
+            in_network_of(name, "iptables", "--wait", "--flush", chain)
+        on(name, "systemctl is-active --quiet ssh || systemctl start ssh")
+    if cluster_is_whole() == "db1" and led_to("db1"):
+        return
+    # Sessions that the cut has left hanging find out by and by; what is over by itself is not mended.
+    with contextlib.suppress(pytest.fail.Exception):
+        wait_for(cluster_is_whole, "a cluster that is whole again by itself", 20)
+    if not cluster_is_whole():
+        primary = wait_for(primaries, "a primary")[0]
+        for name in NODES:
+            if name != primary and not streams_from(primary, [name], exactly=False):
+                must_play("clone_standby", cluster="shop", standby=name, reclone=True)
+        wait_for(lambda: cluster_is_whole(primary), "the cluster, made whole")
+    must_play("redirect_pgbouncer", cluster="shop")
+    if cluster_is_whole() != "db1":
+        must_play("switch_over", cluster="shop", candidate="db1")
+    wait_for(lambda: cluster_is_whole("db1"), "the cluster with db1 as its primary")
+
+
+def led_to(node):
+    """Whether both poolers lead their clients to a node, and it takes what they write."""
+    return [ask(pooler, "SELECT host(inet_server_addr()), pg_is_in_recovery()", port=6432, user="app", dbname="app") for pooler in POOLERS] == [
+        [(address(node), False)]
+    ] * len(POOLERS)
 
 
 @functools.cache
