@@ -164,7 +164,7 @@ lab-shell: ## log in to one of them: make lab-shell HOST=db1
 
 # The second ones also need hosts of Debian 13.
 ON_BOOKWORM := site switchover
-ON_TRIXIE := trixie
+ON_TRIXIE := trixie move_powa
 SCENARIOS ?= $(ON_BOOKWORM) $(ON_TRIXIE)
 
 molecule: $(if $(filter $(ON_TRIXIE),$(SCENARIOS)),lab-ready-trixie,lab-ready) ## all scenarios on several hosts; one of them: make molecule-site
