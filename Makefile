@@ -19,7 +19,7 @@ SOURCES := $(shell git ls-files -co --exclude-standard 2>/dev/null || find . -ty
 export ANSIBLE_COLLECTIONS_PATH := $(COLLECTIONS)
 
 .PHONY: help demo demo-down test test-packages lint sanity unit integration end-to-end bench endurance chaos matrix build clean \
-  lab-ready lab-up lab-down lab-shell molecule molecule-ci
+  lab-ready lab-ready-trixie lab-up lab-down lab-shell molecule molecule-ci
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / - /'
@@ -145,6 +145,9 @@ lab-ready: $(LAB_VENV)/.ready build
 	$(SUDO) tools/lab/image.sh bookworm >/dev/null
 	$(SUDO) rm -rf $(MOLECULE_EPHEMERAL_DIRECTORY)
 
+lab-ready-trixie: lab-ready
+	$(SUDO) tools/lab/image.sh trixie >/dev/null
+
 lab-up: lab-ready ## six hosts with systemd, reached over ssh; those that are there are made anew
 	$(LAB) up
 	$(LAB) exec $(IN_LAB) molecule create
@@ -159,12 +162,19 @@ lab-shell: ## log in to one of them: make lab-shell HOST=db1
 	@test -n "$(HOST)" || { echo "Which host? make lab-shell HOST=db1" >&2; exit 2; }
 	@$(LAB) exec ssh -F $(LAB_DIRECTORY)/ssh_config $(HOST)
 
-SCENARIOS ?= site switchover
+# The second ones also need hosts of Debian 13.
+ON_BOOKWORM := site switchover
+ON_TRIXIE := trixie move_powa
+SCENARIOS ?= $(ON_BOOKWORM) $(ON_TRIXIE)
 
-molecule: molecule-ci ## all scenarios on several hosts; one of them: make molecule-site
+molecule: $(if $(filter $(ON_TRIXIE),$(SCENARIOS)),lab-ready-trixie,lab-ready) ## all scenarios on several hosts; one of them: make molecule-site
+	$(LAB) run $(IN_LAB) LAB_INVENTORY=$(if $(filter $(ON_TRIXIE),$(SCENARIOS)),.,hosts.yml) molecule test $(patsubst %,-s %,$(SCENARIOS))
 
 molecule-ci: lab-ready
-	$(LAB) run $(IN_LAB) molecule test $(patsubst %,-s %,$(SCENARIOS))
+	$(LAB) run $(IN_LAB) molecule test $(patsubst %,-s %,$(ON_BOOKWORM))
+
+$(patsubst %,molecule-%,$(ON_TRIXIE)): molecule-%: lab-ready-trixie
+	$(LAB) run $(IN_LAB) LAB_INVENTORY=. molecule test -s $*
 
 molecule-%: lab-ready
 	$(LAB) run $(IN_LAB) molecule test -s $*

@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 import time
@@ -16,25 +17,55 @@ import time
 import psycopg
 import pytest
 import testinfra
-import yaml
+from ansible.inventory.helpers import get_group_vars
+from ansible.inventory.manager import InventoryManager
+from ansible.parsing.dataloader import DataLoader
 
 LAB = pathlib.Path(os.environ["LAB_DIRECTORY"])
-INVENTORY = pathlib.Path(__file__).parent / "inventory" / "hosts.yml"
+INVENTORY = pathlib.Path(__file__).parent / "inventory" / os.environ.get("LAB_INVENTORY", "hosts.yml")
 SSH = ("ssh", "-F", str(LAB / "ssh_config"))
-NODES = ("db1", "db2", "db3")
-POOLERS = ("pooler1", "pooler2")
+inventory = InventoryManager(DataLoader(), [str(INVENTORY)])
 
 
-def find(tree, name):
-    """The variables of a host in a part of the inventory; None if it is not there."""
-    if name in (tree.get("hosts") or {}):
-        return tree["hosts"][name]
-    return next(filter(None, (find(child, name) for child in (tree.get("children") or {}).values())), None)
+def variables(name):
+    """What the inventory says of a host, as it is written there."""
+    host = inventory.get_host(name)
+    return {**get_group_vars(host.get_groups()), **host.vars}
 
 
-@functools.cache
 def address(name):
-    return find(yaml.safe_load(INVENTORY.read_text(encoding="utf-8"))["all"], name)["ansible_host"]
+    return variables(name)["ansible_host"]
+
+
+def version(name):
+    """PostgreSQL's, which is that of the host's Debian."""
+    return {"bookworm": "15", "trixie": "17"}[variables(name).get("lab_suite", "bookworm")]
+
+
+def data_directory(name):
+    return "/var/lib/postgresql/%s/%s" % (version(name), name)
+
+
+def unit(name):
+    return "postgresql@%s-%s" % (version(name), name)
+
+
+# The site that the checks are about; the first node is the primary.
+SITE = os.environ.get("LAB_SITE", "bookworm")
+NODES, POOLERS, (MONITOR,) = (tuple(host.name for host in inventory.get_hosts(kind + ":&" + SITE)) for kind in ("nodes", "poolers", "monitors"))
+CLUSTER = variables(NODES[0])["pgfleet_cluster"]
+# What somebody sees who logs in to powa-web, which listens on its own host only, and looks at the list of servers.
+POWA_WEB = """
+import http.client, sys, urllib.parse
+web = http.client.HTTPConnection("127.0.0.1", 8888)
+login = {"username": "powa", "user": "powa", "password": sys.stdin.read(), "server": "main"}
+web.request("POST", "/login/", urllib.parse.urlencode(login), {"Content-Type": "application/x-www-form-urlencoded"})
+answer = web.getresponse()
+answer.read()
+cookies = "; ".join(cookie.split(";")[0] for cookie in answer.headers.get_all("Set-Cookie") or [])
+web.request("GET", "/config/powa_servers/", headers={"Cookie": cookies})
+print(web.getresponse().read().decode())
+"""
 
 
 def secret(name):
@@ -91,7 +122,7 @@ def streams_from(primary, others, exactly=True):
 
 
 def cluster_is_whole(primary=None):
-    """One primary, that of the name if one is given, from which both others stream; returns its name."""
+    """One primary, that of the name if one is given, from which all others stream; returns its name."""
     found = primaries()
     if len(found) != 1 or primary not in (None, *found):
         return None
@@ -147,7 +178,7 @@ def writable():
 
 def make_whole():
     """Heal every link, start every host, and bring the cluster back to where it was: db1 is the primary, both others stream."""
-    for name in (*NODES, *POOLERS, "monitor"):
+    for name in (*NODES, *POOLERS, MONITOR):
         if not runs(name):
             power_on(name)
         for chain in ("INPUT", "OUTPUT"):
@@ -162,11 +193,11 @@ def make_whole():
         primary = wait_for(primaries, "a primary")[0]
         for name in NODES:
             if name != primary and not streams_from(primary, [name], exactly=False):
-                must_play("clone_standby", cluster="shop", standby=name, reclone=True)
+                must_play("clone_standby", cluster=CLUSTER, standby=name, reclone=True)
         wait_for(lambda: cluster_is_whole(primary), "the cluster, made whole")
-    must_play("redirect_pgbouncer", cluster="shop")
+    must_play("redirect_pgbouncer", cluster=CLUSTER)
     if cluster_is_whole() != "db1":
-        must_play("switch_over", cluster="shop", candidate="db1")
+        must_play("switch_over", cluster=CLUSTER, candidate="db1")
     wait_for(lambda: cluster_is_whole("db1"), "the cluster with db1 as its primary")
 
 
@@ -175,6 +206,14 @@ def led_to(node):
     return [ask(pooler, "SELECT host(inet_server_addr()), pg_is_in_recovery()", port=6432, user="app", dbname="app") for pooler in POOLERS] == [
         [(address(node), False)]
     ] * len(POOLERS)
+
+
+def shown_by_powa_web(name):
+    """By alias of each server, whether it is shown there without error, and what its worker is said to do."""
+    argv = [*SSH, name, "python3 -c " + shlex.quote(POWA_WEB)]
+    done = subprocess.run(argv, input=secret("powa"), capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.startswith("{"), done.stdout[-300:] + done.stderr[-300:]
+    return {row["server_alias"]: (row["no_err"], row["collector_status"]) for row in json.loads(done.stdout)["data"]}
 
 
 @functools.cache
@@ -199,7 +238,7 @@ def must_play(playbook, *options, **variables):
 
 
 class Load:
-    """Clients on the controller that write through both poolers, as long as the block lasts; then `report` and `lost(primary)` tell what it cost."""
+    """Clients on the controller that write through all poolers, as long as the block lasts; then `report` and `lost(primary)` tell what it cost."""
 
     def __init__(self, directory, clients=20):
         self.directory = pathlib.Path(directory)
