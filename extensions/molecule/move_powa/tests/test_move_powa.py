@@ -70,11 +70,12 @@ def test_check_mode_tells_it_and_changes_nothing():
     before = everything(OLD), everything(NEW)
     printed, changes = move("--check", "--diff")
     assert changes == 1 and (everything(OLD), everything(NEW)) == before
-    assert "4 of 5 servers are carried from PoWA 4.1.4 to PoWA 5.0.2" in printed
+    assert "5 of 6 servers are carried from PoWA 4.1.4 to PoWA 5.0.2" in printed
     # History is named with its size; that of db1 has begun with its deployment.
     assert re.search(r"db1 \(10\.77\.0\.11:5432\): carried, with [a-z_, ]+; history that stays behind: [1-9]\d* rows, \d+ bytes", printed), printed
+    assert "stored-and-not-carried" not in printed
     assert "garden2 (10.77.0.42:5432): the new repository has it already" in printed
-    assert "a password is stored for garden1 and is not carried" in printed
+    assert "a password is stored for retired and is not carried" in printed
     assert "the datasource replication (on db1, db2, db3) is not carried" in printed
     assert "replace the extension powa by 5.0.2" in printed
     assert "new repository: reload the collector, if one runs" in printed
@@ -87,7 +88,8 @@ def test_it_carries_what_is_missing_and_nothing_else():
     assert everything(OLD) == old
     # As they were but for passwords, and beside what was there.
     expected = {row[0]: (*row[:-1], True) for row in old[0]} | {row[0]: row for row in new[0]}
-    assert {row[0]: row for row in after[0]} == expected and set(expected) == {"db1", "db2", "db3", "garden1", "garden2"}
+    assert {row[0]: row for row in after[0]} == expected and set(expected) == {*NODES_OF_OLD, "garden1", "garden2", "retired"}
+    assert expected["retired"][5] == -1
     collected = {alias: {name for other, name in after[1] if other == alias} for alias in expected}
     assert collected["db1"] == collected["db2"] == collected["db3"] == {"pg_stat_statements", "pg_stat_kcache", "pg_qualstats", "pg_wait_sampling"}
     assert collected["garden1"] == {"pg_stat_statements", "pg_stat_kcache", "pg_wait_sampling"}
@@ -97,7 +99,7 @@ def test_it_carries_what_is_missing_and_nothing_else():
         assert kinds == [(alias, number) for alias in sorted(expected)]
     # Again: there is nothing to do.
     printed, changes = move()
-    assert changes == 0 and "0 of 5 servers are carried" in printed and "new repository: nothing" in printed
+    assert changes == 0 and "0 of 6 servers are carried" in printed and "new repository: nothing" in printed
     assert (everything(OLD), everything(NEW)) == (old, after)
 
 
