@@ -10,7 +10,7 @@ import threading
 
 import pytest
 from ansible_collections.pgfleet.ops.plugins.module_utils._cluster import failover
-from ansible_collections.pgfleet.ops.plugins.module_utils._cluster.failover import Loss, Opinion
+from ansible_collections.pgfleet.ops.plugins.module_utils._cluster.failover import Loss, Opinion, count_answered
 from ansible_collections.pgfleet.ops.plugins.module_utils._cluster.model import Cluster, Node
 from ansible_collections.pgfleet.ops.plugins.module_utils._cluster.promotion import Member
 from ansible_collections.pgfleet.ops.plugins.module_utils._host.guardian_program import knock
@@ -143,3 +143,11 @@ def test_knocking_where_nobody_is(tmp_path):
         port = free.getsockname()[1]
     assert knock("127.0.0.1", port, 2) == "refused" and knock(str(tmp_path), 5432, 2) == "refused"
     assert knock("no-such-host.invalid", 5432, 2) == "unknown"
+
+
+def test_only_a_server_connection_that_is_idle_again_has_answered():
+    """PgBouncer uses the place of a connection to a dead host again for the next one, which is in login then."""
+    before = {("pooler1", "db1", "0x%d" % number): ("active", "10:00:00") for number in range(5)}
+    after = dict(zip(before, [("idle", "10:00:01"), ("used", "10:00:01"), ("login", "10:00:01"), ("active", "10:00:01"), ("idle", "10:00:00")]))
+    assert count_answered(before, after) == {("pooler1", "db1"): 2}
+    assert count_answered({}, after) == {}

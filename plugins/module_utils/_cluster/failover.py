@@ -171,3 +171,20 @@ def too_much_lost(loss: Loss, max_data_loss_bytes: int, candidate: Node) -> list
     if not loss.known and max_data_loss_bytes == 0:
         return ["max_data_loss_bytes is 0, and %s. Set it to what you are ready to lose" % loss.text]
     return []
+
+
+Samples = t.Mapping[t.Tuple[str, str, str], t.Tuple[str, str]]
+"""By pooler, node and address in PgBouncer's memory: what SHOW SERVERS says of a server connection, its state and the time of its last request."""
+
+
+def count_answered(before: Samples, after: Samples) -> dict[tuple[str, str], int]:
+    """By pooler and node, how many server connections have got an answer between two looks.
+
+    Only one that waits for its next request has: the place of a connection that was given up is soon that of a new one, which tries to log in to a host
+    that may be gone.
+    """
+    found: dict[tuple[str, str], int] = {}
+    for key, (state, when) in after.items():
+        if key in before and state in ("idle", "used") and before[key][1] != when:
+            found[key[:2]] = found.get(key[:2], 0) + 1
+    return found

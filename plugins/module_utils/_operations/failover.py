@@ -25,7 +25,18 @@ import os
 import time
 import typing as t
 
-from .._cluster.failover import ASYNCHRONOUS_LOSS_BYTES, Loss, Opinion, choose, furthest, judge_loss, lost_node, still_reached, too_much_lost
+from .._cluster.failover import (
+    ASYNCHRONOUS_LOSS_BYTES,
+    Loss,
+    Opinion,
+    choose,
+    count_answered,
+    furthest,
+    judge_loss,
+    lost_node,
+    still_reached,
+    too_much_lost,
+)
 from .._cluster.model import Cluster, Node, parse_synchronous
 from .._cluster.timeline import why_diverged
 from .._errors import CommandFailed, InvalidInput, NotConfirmed, NotReachable, OperationError, Refused, SplitBrainRisk
@@ -269,11 +280,7 @@ class Failover(Operation):
             return
         # The times have whole seconds.
         time.sleep(1.1)
-        finished: dict[tuple[str, str], int] = {}
-        for key, (state, when) in sample().items():
-            if key in before and state != "active" and before[key][1] != when:
-                finished[key[:2]] = finished.get(key[:2], 0) + 1
-        for (pooler_name, about), count in finished.items():
+        for (pooler_name, about), count in count_answered(before, sample()).items():
             yield Opinion(pooler_name, about, "active", "%d of its server connections have answered while we looked" % count)
 
     def _wal_beyond(self, candidate: Node, lost: Node | None, looked: Looked) -> int | None:
