@@ -173,7 +173,7 @@ def too_much_lost(loss: Loss, max_data_loss_bytes: int, candidate: Node) -> list
     return []
 
 
-Samples = t.Mapping[t.Tuple[str, str, str], t.Tuple[str, str]]
+Samples = t.Mapping[tuple[str, str, str], tuple[str, str]]
 """By pooler, node and address in PgBouncer's memory: what SHOW SERVERS says of a server connection, its state and the time of its last request."""
 
 
