@@ -184,11 +184,10 @@ def make_whole():
         for chain in ("INPUT", "OUTPUT"):
             in_network_of(name, "iptables", "--wait", "--flush", chain)
         on(name, "systemctl is-active --quiet ssh || systemctl start ssh")
-    if cluster_is_whole() == "db1" and led_to("db1"):
-        return
     # Sessions that the cut has left hanging find out by and by; what is over by itself is not mended.
     with contextlib.suppress(pytest.fail.Exception):
-        wait_for(cluster_is_whole, "a cluster that is whole again by itself", 20)
+        wait_for(lambda: cluster_is_whole("db1") and led_to("db1"), "a cluster that is whole again by itself", 20)
+        return
     if not cluster_is_whole():
         primary = wait_for(primaries, "a primary")[0]
         for name in NODES:
@@ -202,10 +201,12 @@ def make_whole():
 
 
 def led_to(node):
-    """Whether both poolers lead their clients to a node, and it takes what they write."""
-    return [ask(pooler, "SELECT host(inet_server_addr()), pg_is_in_recovery()", port=6432, user="app", dbname="app") for pooler in POOLERS] == [
-        [(address(node), False)]
-    ] * len(POOLERS)
+    """Whether all poolers lead their clients to a node, and it takes what they write."""
+    query = "SELECT host(inet_server_addr()), pg_is_in_recovery()"
+    try:
+        return all(ask(pooler, query, port=6432, user="app", dbname="app") == [(address(node), False)] for pooler in POOLERS)
+    except psycopg.Error:
+        return False
 
 
 def shown_by_powa_web(name):
