@@ -92,7 +92,8 @@ def wait_for(condition, what, timeout=120):
     while True:
         try:
             found = condition()
-        except (psycopg.Error, AssertionError) as error:
+        # The last one is testinfra's where ssh does not get there.
+        except (psycopg.Error, AssertionError, RuntimeError) as error:
             found, what_failed = None, error
         else:
             what_failed = found
