@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import shlex
 import subprocess
 import sys
@@ -224,9 +225,36 @@ def machine(name):
     return testinfra.get_host("ssh://" + name, ssh_config=str(LAB / "ssh_config"), sudo=True)
 
 
-def play(playbook, *options, **variables):
-    """Run a playbook of the collection; returns its exit status and what it printed."""
-    argv = ["ansible-playbook", "-i", str(INVENTORY), "pgfleet.ops." + playbook, *options]
+def service(node):
+    """What systemd says of the instance of a node."""
+    found = machine(node).check_output("systemctl show --property ActiveState,SubState,Result,MainPID,NRestarts %s", unit(node))
+    return dict(line.split("=") for line in found.splitlines())
+
+
+def logged(name, words):
+    """Where one of the words is: lines of the journal of a host, files of its log directory, processes with it in their arguments."""
+    search = """
+        umask 077; cat >/run/words; cd /
+        journalctl --no-pager --output cat --boot all | grep -F -f /run/words
+        grep -r -l -F -f /run/words /var/log
+        grep -l -F -f /run/words /proc/[0-9]*/cmdline 2>/dev/null
+        wc -l </run/words; rm /run/words
+    """
+    # Through a pipe: on a command line the words would be in the log of sudo.
+    lines = "".join(word + "\n" for word in words)
+    found = subprocess.run([*SSH, name, "sudo sh -c '%s'" % search], input=lines, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert words and found[-1:] == [str(len(words))]
+    return found[:-1]
+
+
+def secrets():
+    """All passwords of the lab."""
+    return [secret(path.name) for path in sorted((LAB / "secrets").iterdir()) if not path.name.startswith(".")]
+
+
+def play(playbook, *options, inventory=INVENTORY, **variables):
+    """Run a playbook of the collection, or the one at a path; returns its exit status and what it printed."""
+    argv = ["ansible-playbook", "-i", str(inventory), playbook if "/" in playbook else "pgfleet.ops." + playbook, *options]
     for name, value in variables.items():
         argv += ["-e", json.dumps({name: value})]
     run = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900, check=False)
@@ -237,6 +265,19 @@ def must_play(playbook, *options, **variables):
     status, printed = play(playbook, *options, **variables)
     assert status == 0, printed[-6000:]
     return printed
+
+
+def must_refuse(reason, playbook, *options, **variables):
+    """It fails for that reason, and has changed nothing."""
+    status, printed = play(playbook, *options, **variables)
+    assert status != 0 and reason in " ".join(printed.split()) and not any(changes(printed).values()), printed[-6000:]
+
+
+def changes(printed):
+    """By host, how many tasks of a run have changed something."""
+    found = {host: int(count) for host, count in re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", printed, re.MULTILINE)}
+    assert found, printed[-6000:]
+    return found
 
 
 class Load:
@@ -252,7 +293,7 @@ class Load:
         self.report = None
 
     def __enter__(self):
-        with connect(cluster_is_whole(), user="app", dbname="app") as session:
+        with connect(primaries()[0], user="app", dbname="app") as session:
             session.execute("CREATE TABLE IF NOT EXISTS public.lab (run text, client int, sequence int, PRIMARY KEY (run, client, sequence))")
         passfile = self.directory / "passfile"
         passfile.touch(mode=0o600)

@@ -312,6 +312,13 @@ def test_a_declaration_of_ones_own_comes_and_goes(site, tmp_path):
     site.variables["own_answer"] = 42
     site.deploy(str(own))
     assert [row["answer"] for row in site.new_samples("own", "db2")] == [42]
+    # What the repository refuses has changed no node.
+    other = tmp_path / "other.yml"
+    other.write_text(yaml.safe_dump({**declared, "columns": [{"name": "other", "type": "integer", "kind": "gauge"}], "query": "SELECT 1 AS other"}))
+    other.chmod(0o644)
+    output, changes = site.play("-e", "datasource=%s" % other, succeeds=False)
+    assert "no longer has answer, whose history would be lost" in " ".join(output.split()) and set(changes.values()) == {0}, output[-3000:]
+    assert "answer" in site.db1.value("SELECT prosrc FROM pg_proc WHERE proname = 'powa_own_src'", dbname="powa")
     _output, changes = site.play("-e", "datasource=%s" % own, "-e", "state=absent", "-e", "purge=true")
     assert changes["db1"] == 1 and changes["db2"] == 0 and changes["monitor"] == 1
     assert site.repository.sql("SELECT relname FROM pg_class WHERE relname LIKE 'powa_own%'", dbname="powa") == []

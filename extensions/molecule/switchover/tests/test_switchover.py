@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import CLUSTER, NODES, POOLERS, Load, address, ask, cluster_is_whole, data_directory, machine, must_play, play, streams_from, unit, wait_for
+from conftest import CLUSTER, NODES, POOLERS, Load, address, ask, cluster_is_whole, data_directory, machine, must_play, play, service, streams_from, wait_for
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -15,11 +15,6 @@ def whole():
     yield
     if cluster_is_whole() != NODES[0]:
         must_play("switch_over", cluster=CLUSTER, candidate=NODES[0])
-
-
-def service(node):
-    found = machine(node).check_output("systemctl show --property ActiveState,SubState,Result,MainPID,NRestarts %s", unit(node))
-    return dict(line.split("=") for line in found.splitlines())
 
 
 @pytest.mark.parametrize("order", ["there", "back"])
