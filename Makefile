@@ -154,7 +154,7 @@ lab-up: lab-ready ## six hosts with systemd, reached over ssh; those that are th
 	echo "Log in with make lab-shell HOST=db1; make lab-down removes them."
 
 lab-down: ## remove the hosts
-	$(LAB) exec podman rm --all --force --time 0 >/dev/null 2>&1 || true
+	$(LAB) exec podman network rm --force pgfleet-lab >/dev/null 2>&1 || true
 	$(LAB) down
 	$(SUDO) rm -rf $(LAB_DIRECTORY) $(MOLECULE_EPHEMERAL_DIRECTORY)
 
@@ -163,15 +163,16 @@ lab-shell: ## log in to one of them: make lab-shell HOST=db1
 	@$(LAB) exec ssh -F $(LAB_DIRECTORY)/ssh_config $(HOST)
 
 # The second ones also need hosts of Debian 13.
-ON_BOOKWORM := site switchover
+ON_BOOKWORM := site switchover partition failover clone_and_rejoin powa_datasource
 ON_TRIXIE := trixie move_powa
 SCENARIOS ?= $(ON_BOOKWORM) $(ON_TRIXIE)
 
 molecule: $(if $(filter $(ON_TRIXIE),$(SCENARIOS)),lab-ready-trixie,lab-ready) ## all scenarios on several hosts; one of them: make molecule-site
 	$(LAB) run $(IN_LAB) LAB_INVENTORY=$(if $(filter $(ON_TRIXIE),$(SCENARIOS)),.,hosts.yml) molecule test $(patsubst %,-s %,$(SCENARIOS))
 
-molecule-ci: lab-ready
-	$(LAB) run $(IN_LAB) molecule test $(patsubst %,-s %,$(ON_BOOKWORM))
+molecule-ci: lab-ready ## a site, a switchover and cut links on several hosts, and that the lab leaves nothing behind
+	$(SUDO) $(IN_LAB) $(LAB_VENV)/bin/pytest -q -p no:cacheprovider tests/lab
+	$(LAB) run $(IN_LAB) molecule test -s site -s switchover -s partition
 
 $(patsubst %,molecule-%,$(ON_TRIXIE)): molecule-%: lab-ready-trixie
 	$(LAB) run $(IN_LAB) LAB_INVENTORY=. molecule test -s $*
