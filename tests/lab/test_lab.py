@@ -85,8 +85,9 @@ def test_a_run_that_was_killed_leaves_nothing_that_the_next_one_minds(tmp_path):
     started = tmp_path / "started"
     names = "podman ps --format '{{.Names}}'"
     script = 'molecule create && %s > "%s.new" && mv "%s.new" "%s" && sleep 300' % (names, started, started, started)
+    own = {**os.environ, "LAB_DIRECTORY": str(tmp_path / "lab"), "MOLECULE_EPHEMERAL_DIRECTORY": str(tmp_path / "molecule")}
     with (tmp_path / "log").open("w") as log:
-        killed = subprocess.Popen([LAB, "run", "bash", "-c", script], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        killed = subprocess.Popen([LAB, "run", "bash", "-c", script], env=own, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         try:
             end = time.monotonic() + 200
             while not started.exists():
