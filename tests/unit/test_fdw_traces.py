@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The fake executor calls what multicorn2 3.2 on PostgreSQL 15 calls, in its order and with what that hands over.
+"""The fake executor calls what an emulation of multicorn2 3.2 on PostgreSQL 15 calls, in its order and with what that hands over.
 
 The class has no base class, as Multicorn wants none.
 """
