@@ -127,7 +127,9 @@ chaos: $(VENV)/.tests test-packages ## switchovers and failovers with a fault at
 
 # ---- several hosts --------------------------------------------------------------------------------------------------
 
-LAB_VENV ?= .venv-lab
+# Another ansible-core for the playbooks: make molecule-site LAB_CORE=2.21 PYTHON=python3.13
+LAB_CORE ?=
+LAB_VENV ?= .venv-lab$(addprefix -,$(LAB_CORE))
 LAB := $(SUDO) tools/lab/lab.sh
 # Keys, secrets and addresses of the hosts that are up.
 export LAB_DIRECTORY := $(CURDIR)/$(BUILD)/lab
@@ -136,7 +138,8 @@ IN_LAB := env "PATH=$(CURDIR)/$(LAB_VENV)/bin:$$PATH" MOLECULE_COMMAND_BORDERS=f
 
 $(LAB_VENV)/.ready: requirements.txt tests/lab-requirements.txt
 	test -x $(LAB_VENV)/bin/pip || $(PYTHON) -m venv $(LAB_VENV)
-	$(LAB_VENV)/bin/pip install --quiet --disable-pip-version-check -r tests/lab-requirements.txt
+	sed 's/^ansible-core.*/$(if $(LAB_CORE),ansible-core==$(LAB_CORE).*,&)/' requirements.txt tests/lab-requirements.txt >$(LAB_VENV)/requirements.txt
+	$(LAB_VENV)/bin/pip install --quiet --disable-pip-version-check -r $(LAB_VENV)/requirements.txt
 	touch $@
 
 # What takes a way to mirrors is done before: the lab has none.
@@ -181,4 +184,4 @@ molecule-%: lab-ready
 	$(LAB) run $(IN_LAB) molecule test -s $*
 
 clean: ## remove what make has built
-	rm -rf $(BUILD) $(VENV) $(LAB_VENV) .ansible .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(BUILD) $(VENV) .venv-* .ansible .pytest_cache .ruff_cache .mypy_cache

@@ -8,6 +8,7 @@ Needs root and takes some minutes. Ends with a line `N passed, N failed`.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -138,7 +139,14 @@ def test_a_run_after_the_killed_one():
 
 
 def test_a_run_on_top():
-    succeeds()
+    """The playbook alone; what demo.py does besides was seen above."""
+    result = SITE / "load" / "result.json"
+    before = json.loads(result.read_text())
+    done = subprocess.run([*PLAYBOOK, "pgfleet.ops.demo"], capture_output=True, text=True, check=False, cwd="/")
+    assert done.returncode == 0, done.stdout + done.stderr
+    after = json.loads(result.read_text())
+    assert after["primary"] != before["primary"] and after["commits"] > 0, (before, after)
+    assert (after["errors"], after["lost"], after["compared_with_primary"]) == (0, 0, True), after
 
 
 def test_show_cluster():

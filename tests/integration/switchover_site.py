@@ -87,7 +87,7 @@ class Site:
         }  # fmt: skip
 
     def switch(self, candidate, check=False, diff=False, **changes):
-        return call_module("pg_switchover", self.options(candidate, **changes), check=check, diff=diff, ansible=True)
+        return call_module("pg_switchover", self.options(candidate, **changes), check=check, diff=diff, ansible=not check)
 
     def load(self, **options):
         return Load(self, **options)

@@ -39,7 +39,7 @@ def options(site, **changes):
 
 
 def fail_over(site, check=False, diff=False, user="postgres", **changes):
-    return call_module("pg_failover", options(site, **changes), user=user, check=check, diff=diff, ansible=True)
+    return call_module("pg_failover", options(site, **changes), user=user, check=check, diff=diff, ansible=not check)
 
 
 def driven(site, wanted, accident, moment):
