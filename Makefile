@@ -166,7 +166,7 @@ lab-shell: ## log in to one of them: make lab-shell HOST=db1
 	@$(LAB) exec ssh -F $(LAB_DIRECTORY)/ssh_config $(HOST)
 
 # The second ones also need hosts of Debian 13.
-ON_BOOKWORM := site switchover partition failover clone_and_rejoin powa_datasource handyrep_migration
+ON_BOOKWORM := site switchover partition as_users_run_it powa_datasource clone_and_rejoin failover handyrep_migration
 ON_TRIXIE := trixie move_powa
 SCENARIOS ?= $(ON_BOOKWORM) $(ON_TRIXIE)
 
