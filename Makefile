@@ -175,7 +175,7 @@ molecule: $(if $(filter $(ON_TRIXIE),$(SCENARIOS)),lab-ready-trixie,lab-ready) #
 
 molecule-ci: lab-ready ## a site, a switchover and cut links on several hosts, and that the lab leaves nothing behind
 	$(SUDO) $(IN_LAB) $(LAB_VENV)/bin/pytest -q -p no:cacheprovider tests/lab
-	$(LAB) run $(IN_LAB) molecule test -s site -s switchover -s partition
+	$(LAB) run $(IN_LAB) PYTEST_ADDOPTS='-m "not long"' molecule test -s site -s switchover -s partition
 
 $(patsubst %,molecule-%,$(ON_TRIXIE)): molecule-%: lab-ready-trixie
 	$(LAB) run $(IN_LAB) LAB_INVENTORY=. molecule test -s $*

@@ -28,6 +28,10 @@ SSH = ("ssh", "-F", str(LAB / "ssh_config"))
 inventory = InventoryManager(DataLoader(), [str(INVENTORY)])
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "long: left out by make molecule-ci, as it takes minutes")
+
+
 def variables(name):
     """What the inventory says of a host, as it is written there."""
     host = inventory.get_host(name)
@@ -257,7 +261,9 @@ def play(playbook, *options, inventory=INVENTORY, **variables):
     argv = ["ansible-playbook", "-i", str(inventory), playbook if "/" in playbook else "pgfleet.ops." + playbook, *options]
     for name, value in variables.items():
         argv += ["-e", json.dumps({name: value})]
-    run = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900, check=False)
+    # Molecule asks for colours, and passes that on.
+    plain = {**os.environ, "ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"}
+    run = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900, check=False, env=plain)
     return run.returncode, run.stdout + run.stderr
 
 

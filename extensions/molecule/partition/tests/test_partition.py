@@ -25,6 +25,7 @@ def refused(playbook, *words, **variables):
     return printed
 
 
+@pytest.mark.long
 def test_the_controller_is_cut_off_from_the_primary_only(tmp_path):
     with Load(tmp_path) as load:
         cut("db1", [CONTROLLER])
@@ -47,6 +48,7 @@ def test_the_primary_is_cut_off_from_everyone_but_the_poolers(tmp_path):
     assert led_to("db1") and load.lost("db1") == 0
 
 
+@pytest.mark.long
 def test_a_primary_that_nobody_reaches_is_not_replaced_without_proof():
     cut("db1", [CONTROLLER, "db2", "db3", *POOLERS, "monitor"])
     refused("check_failover", "db1", "fenced")
@@ -54,6 +56,7 @@ def test_a_primary_that_nobody_reaches_is_not_replaced_without_proof():
     assert led_to("db1")
 
 
+@pytest.mark.long
 def test_a_standby_alone():
     cut("db3", [CONTROLLER, "db1", "db2", *POOLERS, "monitor"])
     # The primary is well, so that a scheduler's round changes nothing and is no alarm.
