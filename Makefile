@@ -96,7 +96,7 @@ integration: $(VENV)/.tests test-packages build
 	$(BIN)/python tools/link_checkout.py
 	# Each file on one worker; the tests wait more than they compute. Servers that a test kills need a parent that collects them, or PostgreSQL takes
 	# them for living ones: process 1 of a container may be late with it or never do it.
-	$(SUDO) tini -s -- $(BIN)/pytest -q -n 4 --dist loadfile --durations 25 tests/integration
+	$(SUDO) tini -s -- $(BIN)/pytest -q -n 4 --dist loadfile --no-loadscope-reorder --durations 25 tests/integration
 
 end-to-end: build
 	@$(SUDO) $(BIN)/python tools/demo_test.py

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -395,15 +396,18 @@ def killed_in(node, source, moment, number=signal.SIGKILL, **more):
 
 def descendants(pid):
     found = []
-    for child in pathlib.Path("/proc/%d/task/%d/children" % (pid, pid)).read_text().split():
-        found += [int(child), *descendants(int(child))]
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # has ended
+        for child in pathlib.Path("/proc/%d/task/%d/children" % (pid, pid)).read_text().split():
+            found += [int(child), *descendants(int(child))]
     return found
 
 
 def is_module(pid):
     """The python process of postgres, not the su and the shell before it."""
     status = pathlib.Path("/proc/%d" % pid)
-    return status.stat().st_uid == pwd.getpwnam("postgres").pw_uid and "python" in os.path.basename(os.readlink(status / "exe"))
+    with contextlib.suppress(FileNotFoundError):  # has ended
+        return status.stat().st_uid == pwd.getpwnam("postgres").pw_uid and "python" in os.path.basename(os.readlink(status / "exe"))
+    return False
 
 
 def copying(node):
