@@ -12,10 +12,11 @@ signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 # Those that take minutes begin first: a file is one worker's, and the others would wait for one that begins last.
-LONG = (
-    "pg_failover restart_cluster fail_over role_wal_archive powa_collector operation_lock_playbooks clone_standby role_pgbouncer powa_datasource"
-    " switchover_hazards powa_web role_postgresql_node handyrep powa_info role_fdw_host powa_register redirect_pgbouncer powa_roles pg_clone pg_archiving"
-).split()
+LONG = [
+    "pg_failover", "restart_cluster", "fail_over", "role_wal_archive", "powa_collector", "operation_lock_playbooks", "clone_standby", "role_pgbouncer",
+    "powa_datasource", "switchover_hazards", "powa_web", "role_postgresql_node", "handyrep", "powa_info", "role_fdw_host", "powa_register",
+    "redirect_pgbouncer", "powa_roles", "pg_clone", "pg_archiving",
+]  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
