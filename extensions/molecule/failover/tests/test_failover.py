@@ -4,14 +4,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import time
 
+import psycopg
 import pytest
 from conftest import (
     CONTROLLER,
     POOLERS,
     Load,
+    ask,
     cluster_is_whole,
     cut,
     led_to,
@@ -114,20 +117,31 @@ def test_a_host_whose_sshd_is_gone_while_its_server_lives(tmp_path):
     assert load.lost("db1") == 0
 
 
+def use_up_wal(node):
+    """Segments that are there already would last the clients for long."""
+    with contextlib.suppress(psycopg.Error):
+        for _segment in range(60):
+            ask(node, "SELECT pg_switch_wal()")
+            time.sleep(0.1)
+
+
 def test_a_primary_whose_disk_is_full(tmp_path):
     """PostgreSQL ends itself when it cannot write WAL, and cannot start again before there is space."""
     wal = "/var/lib/postgresql/15/db1/pg_wal"
     on("db1", "systemctl stop %s && mkdir /srv/wal && mount -t tmpfs -o size=192m tmpfs /srv/wal && cp -a %s/. /srv/wal && mv %s %s.disk && ln -s /srv/wal %s"
        " && chown -h postgres: %s && chown postgres: /srv/wal && chmod 700 /srv/wal && systemctl start %s" % (UNIT, *[wal] * 5, UNIT))  # fmt: skip
     wait_for(lambda: cluster_is_whole("db1"), "db1 with its WAL on a disk of its own")
-    with Load(tmp_path) as load:
-        on("db1", "dd if=/dev/zero of=/srv/wal/filler bs=1M", check=False)
-        wait_for(lambda: writable() == [], "the end of the server on a full disk")
-        must_play("check_failover", cluster="shop")
-        primary = new_primary()
+    try:
+        with Load(tmp_path) as load:
+            on("db1", "dd if=/dev/zero of=/srv/wal/filler bs=1M", check=False)
+            use_up_wal("db1")
+            wait_for(lambda: writable() == [], "the end of the server on a full disk")
+            must_play("check_failover", cluster="shop")
+            primary = new_primary()
+    finally:
+        on("db1", "rm /srv/wal/filler")
     assert load.report["unfinished_clients"] == 0
     # With space again it comes back, as a standby.
-    on("db1", "rm /srv/wal/filler")
     must_play("clone_standby", cluster="shop", standby="db1", reclone=True)
     assert cluster_is_whole(primary)
     assert not on("db1", "readlink %s" % wal, check=False)
