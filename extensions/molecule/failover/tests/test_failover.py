@@ -146,7 +146,7 @@ def test_a_primary_whose_disk_is_full(tmp_path):
     assert cluster_is_whole(primary)
     # It was rewound, so its WAL is where its owner has put it.
     assert on("db1", "readlink %s" % wal).strip() == "/srv/wal"
-    on("db1", "systemctl stop %s && rm -r %s %s.disk && mkdir -m 700 %s && cp -a /srv/wal/. %s && chown postgres: %s && systemctl start %s"
+    on("db1", "systemctl stop %s && rm -rf %s %s.disk && mkdir -m 700 %s && cp -a /srv/wal/. %s && chown postgres: %s && systemctl start %s"
        " && umount /srv/wal && rmdir /srv/wal" % (UNIT, *[wal] * 5, UNIT))  # fmt: skip
     wait_for(lambda: cluster_is_whole(primary), "db1 with its WAL in its own directory again")
 
