@@ -94,7 +94,7 @@ unit: $(VENV)/.tests
 
 integration: $(VENV)/.tests test-packages build
 	$(BIN)/python tools/link_checkout.py
-	# Each file on one worker; the tests wait more than they compute. Servers that a test kills need a parent that collects them, or PostgreSQL takes
+	# Each file on one worker, those of minutes first (tests/integration/conftest.py). Servers that a test kills need a parent that collects them, or PostgreSQL takes
 	# them for living ones: process 1 of a container may be late with it or never do it.
 	$(SUDO) tini -s -- $(BIN)/pytest -q -n 4 --dist loadfile --no-loadscope-reorder --durations 25 tests/integration
 
