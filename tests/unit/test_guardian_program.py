@@ -834,6 +834,72 @@ def test_a_file_that_cannot_be_written_is_left_whole(ini, monkeypatch):
     assert [path.name for path in ini.parent.iterdir()] == ["pgbouncer.ini"]
 
 
+def test_a_file_that_is_next_takes_its_place_without_waiting_for_the_disk(ini, monkeypatch):
+    ini.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(ini, 12345, 12346)
+    before = ini.stat()
+    following = program.NextFile(str(ini), "a\r\nü\n")
+    # Whoever kills this process now leaves nothing behind.
+    assert ini.read_text() == "old\n" and [path.name for path in ini.parent.iterdir()] == ["pgbouncer.ini"]
+    monkeypatch.setattr(program.os, "fsync", None)
+    following.put_in_place()
+    after = ini.stat()
+    assert ini.read_bytes() == "a\r\nü\n".encode()
+    assert (after.st_uid, after.st_gid, after.st_mode, after.st_nlink) == (before.st_uid, before.st_gid, before.st_mode, 1)
+    assert [path.name for path in ini.parent.iterdir()] == ["pgbouncer.ini"]
+
+
+def test_a_file_that_cannot_take_its_place_is_left_whole(ini, monkeypatch):
+    following = program.NextFile(str(ini), "new\n")
+
+    def fail(_source, _destination):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(program.os, "rename", fail)
+    with pytest.raises(OSError):
+        following.put_in_place()
+    assert ini.read_text() == "old\n"
+    assert [path.name for path in ini.parent.iterdir()] == ["pgbouncer.ini"]
+
+
+def test_a_prepared_file_is_put_in_place_and_others_are_written(monkeypatch, ini):
+    pooler = FakePooler(ini, ["db1"])
+    without_nodes = [{**direction, "node": None} for direction in pooler.directions]
+    connecting(monkeypatch, pooler, FakeSession())
+    synced = []
+    monkeypatch.setattr(program.os, "fsync", synced.append)
+    pooler.prepare({}, without_nodes, ["app"], following="new\n")
+    assert len(synced) == 1
+    # On the way it is another one, and back.
+    pooler.switch("old\n")
+    assert len(synced) == 2
+    pooler.switch("new\n")
+    assert ini.read_text() == "new\n" and len(synced) == 2
+    pooler.switch("old\n")
+    pooler.switch("new\n")
+    assert ini.read_text() == "new\n" and len(synced) == 4
+
+
+def test_where_there_are_no_files_without_names_it_is_written(monkeypatch, ini):
+    def fail(*_arguments, **_keywords):
+        raise OSError(95, "Operation not supported")
+
+    pooler = FakePooler(ini, ["db1"])
+    without_nodes = [{**direction, "node": None} for direction in pooler.directions]
+    connecting(monkeypatch, pooler, FakeSession())
+    monkeypatch.setattr(program, "NextFile", fail)
+    pooler.prepare({}, without_nodes, ["app"], following="new\n")
+    pooler.switch("new\n")
+    assert ini.read_text() == "new\n"
+    monkeypatch.undo()
+    connecting(monkeypatch, pooler, FakeSession())
+    pooler.prepare({}, without_nodes, ["app"], following="old\n")
+    monkeypatch.setattr(program.os, "link", fail)
+    pooler.switch("old\n")
+    assert ini.read_text() == "old\n"
+
+
 def test_what_a_pooler_looks_like(ini, tmp_path):
     ini.write_bytes(b"a\r\nb\n")
     assert program.Pooler(str(ini)).look() == {"text": "a\r\nb\n"}

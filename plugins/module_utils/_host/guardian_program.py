@@ -78,22 +78,62 @@ def note(text):
 
 def write_file(path, text):
     """Replace a file in one step; owner and mode stay."""
-    old = os.stat(path)
-    # A name of its own: where a guardian is out of reach, another one may be at work on the same file.
-    temporary = "%s.pgfleet-%d" % (path, os.getpid())
+    temporary = _beside(path)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as stream:
-            os.fchmod(stream.fileno(), old.st_mode & 0o7777)
-            if os.geteuid() == 0:
-                os.fchown(stream.fileno(), old.st_uid, old.st_gid)
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
+            _fill(stream, path, text)
         os.rename(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def _beside(path):
+    # A name of its own: where a guardian is out of reach, another one may be at work on the same file.
+    return "%s.pgfleet-%d" % (path, os.getpid())
+
+
+def _fill(stream, path, text):
+    """Write and sync the text, with owner and mode of the file at the path."""
+    old = os.stat(path)
+    os.fchmod(stream.fileno(), old.st_mode & 0o7777)
+    if os.geteuid() == 0:
+        os.fchown(stream.fileno(), old.st_uid, old.st_gid)
+    stream.write(text)
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+class NextFile:
+    """What a file will be: on disk already, but without a name, so that it is gone when this process is (O_TMPFILE of open(2)).
+
+    Raises OSError, also where the filesystem has no such files.
+    """
+
+    def __init__(self, path, text):
+        self.path = path
+        self.text = text
+        descriptor = os.open(os.path.dirname(path), os.O_TMPFILE | os.O_WRONLY, 0o600)
+        self._stream = os.fdopen(descriptor, "w", encoding="utf-8", newline="")
+        try:
+            _fill(self._stream, path, text)
+        except BaseException:
+            self._stream.close()
+            raise
+
+    def put_in_place(self):
+        """Replace the file in one step, which waits for no disk. Once only."""
+        temporary = _beside(self.path)
+        with self._stream:
+            descriptor = self._stream.fileno()
+            # Python follows the link only where a directory is given, whichever that is.
+            os.link("/proc/self/fd/%d" % descriptor, temporary, src_dir_fd=descriptor, follow_symlinks=True)
+        try:
+            os.rename(temporary, self.path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
 
 
 def alive(pid):
@@ -534,6 +574,7 @@ class Pooler(Part):
         self.disabled = []
         self.led = False
         self.unsettled = False
+        self._next = None
         self._claimed = None
 
     def look(self):
@@ -549,12 +590,13 @@ class Pooler(Part):
             importlib.import_module("psycopg")
         return {"text": text}
 
-    def prepare(self, console, directions, databases, texts=(), settings=None):
+    def prepare(self, console, directions, databases, texts=(), settings=None, following=None):
         """``directions``: for each node that may be the primary, how to reach it, the file's text that leads there, and the
         host and port of each entry then.
 
         ``databases``: what is paused, null for everything. ``texts``: what the file may be on its way, besides. ``settings``: those of
-        PgBouncer that are others meanwhile, as they were. All connections are opened here, none is left for later.
+        PgBouncer that are others meanwhile, as they were. ``following``: the text that the file is to have when it matters how long that takes.
+        All connections are opened here, none is left for later.
         """
         # A guardian that an earlier operation has left looking for a primary would lead the pooler by turns with this one.
         end = time.monotonic() + CLAIM_SECONDS
@@ -565,6 +607,9 @@ class Pooler(Part):
         self.databases = databases
         self.texts = list(texts)
         self.settings = dict(settings or {})
+        if following is not None:
+            with contextlib.suppress(OSError):  # then it takes a little longer
+                self._next = NextFile(self.file, following)
         self._console = self._connect(console)
         for direction in self.directions:
             direction["session"] = None
@@ -594,6 +639,11 @@ class Pooler(Part):
         """Put the prepared text on disk, unless somebody has changed the file since it was looked at."""
         if self.look()["text"] not in self._known_texts():
             raise Failure("%s was changed by somebody else in the meantime" % self.file)
+        if self._next and self._next.text == text:
+            following, self._next = self._next, None
+            with contextlib.suppress(OSError):  # what is wrong shows in the other way as well
+                following.put_in_place()
+                return
         write_file(self.file, text)
 
     def _known_texts(self):
