@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 
@@ -35,6 +36,21 @@ class BenchSite(Site):
         sockets.chmod(0o777)
         super().__init__(lab, nodes=2, poolers=2, pooler_settings={"unix_socket_dir": sockets, **pooler_settings}, settings=SETTINGS)
         fill(self.primary)
+        self.give_verifiers()
+
+    def give_verifiers(self):
+        """The poolers get the password as PostgreSQL stores it. From a plain one PgBouncer derives keys at each login, which takes it some milliseconds."""
+        verifier = self.primary.value("SELECT rolpassword FROM pg_authid WHERE rolname = 'postgres'")
+        for pooler in self.poolers:
+            pooler.write_users(verifier)
+            with pooler.console() as console:
+                console.execute("RELOAD")
+
+    def leave(self):
+        """Do nothing while others are measured. Servers and poolers without clients do nothing."""
+
+    def come_back(self):
+        """Be there again after leave()."""
 
     @property
     def candidate(self):
@@ -80,7 +96,11 @@ def measure(site, act, evaluate, method):
     ``act`` returns the moment that counts as the beginning and what is to be called after the load, or None.
     """
     site.settle()
+    # What the round before has left to be written, maybe another method's, would be written by this one's syncs.
+    os.sync()
     site.primary.sql("TRUNCATE public.load", dbname="app")
+    # Or autovacuum begins with it after a few rounds, in the middle of one.
+    site.primary.sql("VACUUM public.work", dbname="app")
     site.primary.sql("UPDATE public.work SET n = n + 1", dbname="app")
     site.settle()
     with site.load(clients=CLIENTS, interval=INTERVAL, duration=180, moments=True) as load:

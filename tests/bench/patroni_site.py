@@ -125,6 +125,7 @@ class PatroniSite(BenchSite):
         first.sql("CREATE DATABASE app")
         first.sql("CREATE TABLE public.load (run text, client int, sequence int, PRIMARY KEY (run, client, sequence))", dbname="app")
         fill(first)
+        self.give_verifiers()
         self.daemons[second.name].start()
         self.settle()
 
@@ -228,6 +229,17 @@ class PatroniSite(BenchSite):
         status, answer = http(self.url(leader) + "/switchover", "POST", {"leader": leader.name, "candidate": candidate})
         if status != 200:
             raise RuntimeError("Patroni did not switch over to %s: %s %s" % (candidate, status, answer))
+
+    def leave(self):
+        """Patroni and its servers go; it looks after them each second, which would cost whatever is measured meanwhile. etcd and HAProxy stay."""
+        self.settle()
+        for node in (self.candidate, self.primary):
+            self.daemons[node.name].stop()
+
+    def come_back(self):
+        for daemon in self.daemons.values():
+            if daemon.process is None:
+                daemon.start()
 
     def bring_back(self, node):
         """Patroni of a node that was killed, if it was killed as well; it does the rest."""

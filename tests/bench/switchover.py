@@ -48,6 +48,8 @@ def main():
     try:
         own = BenchSite(lab)
         sites = peers(lab, {method: PATRONI[method] for method in methods if method in PATRONI})
+        for site in sites.values():
+            site.leave()
         for number in range(options.rounds):
             for method in methods:
                 site = sites.get(method, own)
@@ -57,7 +59,9 @@ def main():
                     began = time.monotonic()
                     return began, how(site, site.candidate.name)
 
+                site.come_back()
                 seen.append(measure(site, act, figures.of_switchover, method))
+                site.leave()
                 loads.append(os.getloadavg()[0])
                 row = seen[-1]
                 print("round %d  %-26s outage %8.1f ms  errors %5d  lost %d" % (number + 1, method, row.milliseconds, row.errors, row.lost), flush=True)

@@ -295,9 +295,13 @@ class PgBouncer:
         }  # fmt: skip
         self._write(self.databases_file, "; the databases of %s\n[databases]\n" % name + "".join("%s = %s\n" % item for item in databases.items()))
         self._write(self.ini, "%%include %s\n[pgbouncer]\n" % self.databases_file + "".join("%s = %s\n" % item for item in values.items()))
-        password = SUPERUSER_PASSWORD.replace('"', '""')
-        self._write(self.users_file, '"postgres" "%s"\n"pooler_admin" "%s"\n' % (password, password))
+        self.write_users(SUPERUSER_PASSWORD)
         shutil.chown(self.base, "postgres", "postgres")
+
+    def write_users(self, password):
+        """``password``: plain, or as PostgreSQL stores it."""
+        password = password.replace('"', '""')
+        self._write(self.users_file, '"postgres" "%s"\n"pooler_admin" "%s"\n' % (password, password))
 
     @staticmethod
     def _write(path, text):
