@@ -36,8 +36,6 @@ def play_some(waiting, done):
     """A worker: one site, replaced when a case has left it other than sound."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end_in_order)
-    # A shell lets what runs in the background ignore it, and a pooler that inherits that cannot be stopped by it.
-    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     from chaos_site import ChaosSite
     from play import MomentMissed, Played, play
     from switchover_site import Sites

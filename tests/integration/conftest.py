@@ -2,14 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
-import signal
-
 import pytest
 from lab import GENERATIONS, Lab
-
-# A program in the background of a script ignores this, and so do all that it starts: PgBouncer could not be stopped then.
-signal.signal(signal.SIGQUIT, signal.SIG_DFL)
-
 
 # Those that take minutes begin first: a file is one worker's, and the others would wait for one that begins last.
 LONG = [

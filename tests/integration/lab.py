@@ -25,6 +25,9 @@ import time
 
 import psycopg
 
+# A program in the background of a script ignores this, and so do all that it starts: PgBouncer could not be stopped then.
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 SUPERUSER_PASSWORD = "super secret: 'quoted' \\ password"
 LAUNCHER = REPOSITORY / "roles" / "powa_collector" / "files" / "powa_collector_launcher.py"
