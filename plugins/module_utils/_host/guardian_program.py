@@ -78,20 +78,24 @@ def note(text):
 
 def write_file(path, text):
     """Replace a file in one step; owner and mode stay."""
-    temporary = _beside(path)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
+    with _replacement(path) as temporary:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as stream:
             _fill(stream, path, text)
+
+
+@contextlib.contextmanager
+def _replacement(path):
+    """A path for what takes the place of a file at the end of the block; nothing of it is left where that fails."""
+    # A name of its own: where a guardian is out of reach, another one may be at work on the same file.
+    temporary = "%s.pgfleet-%d" % (path, os.getpid())
+    try:
+        yield temporary
         os.rename(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
         raise
-
-
-def _beside(path):
-    # A name of its own: where a guardian is out of reach, another one may be at work on the same file.
-    return "%s.pgfleet-%d" % (path, os.getpid())
 
 
 def _fill(stream, path, text):
@@ -124,16 +128,10 @@ class NextFile:
 
     def put_in_place(self):
         """Replace the file in one step, which waits for no disk. Once only."""
-        temporary = _beside(self.path)
-        with self._stream:
+        with self._stream, _replacement(self.path) as temporary:
             descriptor = self._stream.fileno()
             # Python follows the link only where a directory is given, whichever that is.
             os.link("/proc/self/fd/%d" % descriptor, temporary, src_dir_fd=descriptor, follow_symlinks=True)
-        try:
-            os.rename(temporary, self.path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
 
 
 def alive(pid):
@@ -594,8 +592,8 @@ class Pooler(Part):
         """``directions``: for each node that may be the primary, how to reach it, the file's text that leads there, and the
         host and port of each entry then.
 
-        ``databases``: what is paused, null for everything. ``texts``: what the file may be on its way, besides. ``settings``: those of
-        PgBouncer that are others meanwhile, as they were. ``following``: the text that the file is to have when it matters how long that takes.
+        ``databases``: what is paused, null for everything. ``following``: the text that the file is to have when it matters how long that takes.
+        ``texts``: what it may be on its way, besides. ``settings``: those of PgBouncer that are others meanwhile, as they were.
         All connections are opened here, none is left for later.
         """
         # A guardian that an earlier operation has left looking for a primary would lead the pooler by turns with this one.
@@ -608,6 +606,7 @@ class Pooler(Part):
         self.texts = list(texts)
         self.settings = dict(settings or {})
         if following is not None:
+            self.texts.append(following)
             with contextlib.suppress(OSError):  # then it takes a little longer
                 self._next = NextFile(self.file, following)
         self._console = self._connect(console)

@@ -314,8 +314,8 @@ class Redirection:
             )
         t.cast(Guardian, pooler.guardian).start(
             "prepare", console=pooler.target.keywords(), databases=None if pooler.everything else pooler.paused, directions=directions,
-            texts=[self._text_meanwhile(pooler), *self._proof(pooler).values()], settings={key: pooler.settings[key] or "" for key in BORROWED},
-            following=self._text_meanwhile(pooler),
+            following=self._text_meanwhile(pooler), texts=list(self._proof(pooler).values()),
+            settings={key: pooler.settings[key] or "" for key in BORROWED},
         )  # fmt: skip
 
     def recover_with_another(self, lost: Guardian, deadline: Deadline) -> str:
