@@ -237,9 +237,8 @@ class PatroniSite(BenchSite):
             self.daemons[node.name].stop()
 
     def come_back(self):
-        for daemon in self.daemons.values():
-            if daemon.process is None:
-                daemon.start()
+        for node in self.nodes:
+            self.bring_back(node)
 
     def bring_back(self, node):
         """Patroni of a node that was killed, if it was killed as well; it does the rest."""
