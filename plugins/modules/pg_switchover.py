@@ -148,8 +148,8 @@ timing_ms:
   description: Milliseconds of each part, in order.
   returned: when the primary was moved
   type: dict
-  sample: {connect: 310.0, checkpoint: 84.1, catch_up: 0.6, fence: 1.2, prove_files: 9.8, wait_for_logins: 0.9, pause: 2.4, write_files: 1.1, stop: 24.2,
-    replay: 0.4, promote: 48.9, reload: 0.8, resume: 0.3}
+  sample: {connect: 310.0, checkpoint: 84.1, catch_up: 0.6, warm_up: 14.2, fence: 1.2, prove_files: 9.8, close_idle: 553.1, wait_for_logins: 0.9, pause: 2.4,
+    write_files: 1.1, stop: 22.0, replay: 0.4, promote: 44.6, reload: 0.8, resume: 0.3, check_poolers: 1.9}
 timeline:
   description: The primary's timeline afterwards.
   returned: success

@@ -27,8 +27,8 @@ from switchover_site import Site
 
 HERE = pathlib.Path(__file__).resolve().parent
 USUAL_SETTINGS = {"primary_conninfo", "primary_slot_name"}
-SETTINGS = {"server_login_retry": "0.2", "default_pool_size": "20"}
-BORROWED = {"server_login_retry": "0.005", "default_pool_size": "1"}
+SETTINGS = {"server_login_retry": "0.2", "default_pool_size": "20", "server_idle_timeout": "600", "min_pool_size": "0"}
+BORROWED = {"server_login_retry": "0.005", "default_pool_size": "1", "server_idle_timeout": "0.2", "min_pool_size": "1"}
 """What operations set for their own time."""
 
 PG_CTL = """#!/bin/sh

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -196,6 +197,28 @@ def test_no_pool_opens_connections_when_it_is_about_to_be_paused(site):
             thread.join()
     done(site, result_of(process), candidate)
     assert errors == [] and pooler.show("CONFIG") == before
+
+
+def test_the_old_primary_does_not_wait_for_sessions_that_nobody_needs(site):
+    """Those that a peak has left in a pool, and those of the switchover itself, have ended before; one stays in each pool."""
+    candidate, old, pooler = candidate_of(site), site.primary, site.poolers[0]
+    before, log = pooler.show("CONFIG"), pooler.log.read_text()
+    with contextlib.ExitStack() as peak:
+        for _number in range(12):
+            peak.enter_context(peak.enter_context(pooler.connect("app")).transaction())
+    assert server_connections(pooler)[0] == 12
+    process = run_driver(site, candidate.name, "stop", "console.start_pause.before", pause_timeout=20, timeout=60)
+    wait_until(lambda: stopped(process), 60)
+    try:
+        assert server_connections(pooler)[0] == 1
+        # Only at its own pace does PgBouncer close them otherwise, 600 s after their last work.
+        assert pooler.log.read_text()[len(log) :].count("server idle timeout") >= 11
+        theirs = {int(row["remote_pid"]) for one in site.poolers for row in one.show("SERVERS")}
+        assert {row[0] for row in old.sql("SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()")} <= theirs
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+    done(site, result_of(process), candidate)
+    assert pooler.show("CONFIG") == before
 
 
 def test_a_writer_beside_the_poolers(site):

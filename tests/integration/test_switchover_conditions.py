@@ -83,10 +83,15 @@ def done(site, result, candidate):
     return result
 
 
-def waits_for(node, text):
-    """Whether a switchover asks such a question again and again: on a session of its own, beside the one with which it has looked first."""
-    queries = [row[0] for row in node.sql("SELECT query FROM pg_stat_activity WHERE application_name = 'pgfleet.ops'")]
-    return len(queries) > 1 and any(text in query for query in queries)
+def until_asked_again(node, text):
+    """Until a switchover asks such a question again and again, which it does on one session."""
+    seen = set()
+
+    def is_asked_again():
+        seen.update(node.sql("SELECT pid, query_start FROM pg_stat_activity WHERE application_name = 'pgfleet.ops' AND strpos(query, %s) > 0", [text]))
+        return len(seen) > len({pid for pid, _moment in seen})
+
+    wait_until(is_asked_again, 30)
 
 
 @contextlib.contextmanager
@@ -153,7 +158,7 @@ def test_a_long_transaction_is_waited_for(site):
         assert check["plan"][0] == "wait at most 60 s until on %s no transaction is open longer than 0.5 s (now pid %d)" % (old.name, held.pid)
         with Switching(site, **options) as switching:
             # It looks again and again, and begins nothing.
-            wait_until(lambda: waits_for(old, "xact_start"), 30)
+            until_asked_again(old, "xact_start")
             assert not old.in_recovery and not site.paused()
             connection.execute("COMMIT")
     result = done(site, switching.result, candidate)
@@ -305,7 +310,7 @@ def test_an_archiver_that_is_behind_is_waited_for(site):
             refused(switch(site, candidate, archive_lag_limit=3), "option archive_behind", "files of WAL wait to be archived, the limit is 3")
         assert not switch(site, candidate, check=True, archive_lag_limit=50)["failed"]
         with Switching(site, candidate=candidate, archive_lag_limit=3, archive_behind="wait") as switching:
-            wait_until(lambda: waits_for(old, "pg_ls_archive_statusdir"), 30)
+            until_asked_again(old, "pg_ls_archive_statusdir")
             assert not old.in_recovery
             old.sql("ALTER SYSTEM RESET archive_command")
             old.sql("SELECT pg_reload_conf()")

@@ -594,7 +594,7 @@ class Pooler(Part):
 
         ``databases``: what is paused, null for everything. ``following``: the text that the file is to have when it matters how long that takes.
         ``texts``: what it may be on its way, besides. ``settings``: those of PgBouncer that are others meanwhile, as they were.
-        All connections are opened here, none is left for later.
+        All connections are opened here: what cannot be reached is found out before anything is paused. That to a node that ``will_stop`` is closed again.
         """
         # A guardian that an earlier operation has left looking for a primary would lead the pooler by turns with this one.
         end = time.monotonic() + CLAIM_SECONDS
@@ -615,6 +615,10 @@ class Pooler(Part):
             # A node that may be down is asked when it matters.
             if direction["node"] and not direction.get("may_be_down"):
                 direction["session"] = self._connect(direction["node"])
+                if direction.get("will_stop"):
+                    # It can be reached. The backend would have to end, one more, before the server can, while clients wait.
+                    direction["session"].close()
+                    direction["session"] = None
 
     def _claim(self):
         """Whether no other guardian is at work on this pooler. It lasts until _unclaim() or the end of this process, and leaves no file."""

@@ -24,7 +24,7 @@ from .._parallel import ask_all
 from .._pgbouncer.console import Console
 from .._pgbouncer.ini import DATABASES, DEFAULT_PORT, Change, Ini, endpoint, retarget
 from .._plan import Plan
-from .._sql.connection import Target
+from .._sql.connection import Target, connect
 from .._wait import Deadline
 from .members import Run
 
@@ -32,8 +32,14 @@ from .members import Run
 LOGIN_RETRY_SECONDS = "0.005"
 # A pool that has as many server connections opens no further one, so that none is in login. Those that it has go on.
 NO_GROWTH = "1"
-BORROWED = ("server_login_retry", "default_pool_size")
+# A connection to a server that had no work for as long, in seconds, is one too many.
+IDLE_SECONDS = 0.2
+# PgBouncer looks for such connections three times a second (full_maint_period in its janitor.c).
+MAINTENANCE_SECONDS = 0.35
+BORROWED = ("server_login_retry", "default_pool_size", "server_idle_timeout", "min_pool_size")
 """What an operation sets for its own time."""
+# The poolers log in to the new primary right after a RESUME. Where what comes next shares processors with them, they would have to wait.
+CLIENTS_FIRST_SECONDS = 0.03
 # So many entries are paused, and resumed, at once at most; the others after these.
 LANES = 8
 
@@ -243,7 +249,7 @@ def _retarget(
 class Redirection:
     """The way of all poolers whose entries change from one primary to the next.
 
-    Its methods come in this order: prepare, arm, prove_files, quicken_logins, hold_back, write_files, let_go, let_go_of_the_rest.
+    Its methods come in this order: prepare, warm_up, arm, prove_files, close_idle, quicken_logins, hold_back, write_files, let_go, let_go_of_the_rest.
 
     From ``arm`` on the guardian of each pooler leads it to whichever node accepts writes when the process that holds this is gone, or late.
     """
@@ -310,6 +316,7 @@ class Redirection:
                     "targets": targets,
                     "system_identifier": self._new.system_identifier,
                     "may_be_down": node in may_be_down,
+                    "will_stop": node is self._old,
                 }
             )
         t.cast(Guardian, pooler.guardian).start(
@@ -325,6 +332,16 @@ class Redirection:
         self._prepare(pooler, [self._old, self._new])
         pooler.guardian.finish(deadline)
         return str(pooler.guardian.call("recover", deadline))
+
+    def warm_up(self, deadline: Deadline) -> None:
+        """Log in once to each database of the new primary that entries will lead to.
+
+        A start of a server removes what it had at hand of the catalogs of each database (RelationCacheInitFileRemove in PostgreSQL's relcache.c), and a login
+        collects it anew. After a RESUME all logins would, at once. Where this user may not log in, nothing is gained and nothing is lost.
+        """
+        names = {change.after.get("dbname") or change.name for pooler in self.poolers for change in pooler.changes if leads_to(self._new, change.after)}
+        target = self._run.target(self._new)
+        ask_all(sorted(names - {"*"}), lambda name: connect(target.to(dbname=name), timeout=deadline.left).close(), deadline, at_most=LANES)
 
     def arm(self, limit: float, deadline: Deadline) -> None:
         """From here on the guardians act when we do not, after ``limit`` seconds at the latest."""
@@ -392,6 +409,34 @@ class Redirection:
             self.restore_settings()
         self._each(lambda pooler: t.cast(Guardian, pooler.guardian).call("disarm", Deadline(5)))
         self.armed = False
+
+    def close_idle(self, limit: Deadline) -> None:
+        """Have the poolers close connections that the load of this moment does not need; what a peak has left in a pool is often most of it.
+
+        A PAUSE closes all that are left, and the old primary cannot stop before each of their backends has ended, which takes a processor milliseconds.
+        """
+        bloated = []
+
+        def shorten(pooler: Pooler) -> None:
+            idle = sum(row["sv_idle"] + row["sv_used"] for row in t.cast(Console, pooler.console).pools(limit) if row["database"] in pooler.view.affected)
+            usual = float(pooler.settings["server_idle_timeout"] or 0)
+            if idle and not 0 < usual <= IDLE_SECONDS:
+                bloated.append(pooler)
+                # An empty pool would open a connection for the next client, and may be about to when the PAUSE comes.
+                if pooler.settings["min_pool_size"] == "0":
+                    self._borrow(pooler, "min_pool_size", "1", limit)
+                self._borrow(pooler, "server_idle_timeout", str(IDLE_SECONDS), limit)
+
+        def give_back(pooler: Pooler) -> None:
+            for key in ("server_idle_timeout", "min_pool_size"):
+                if (pooler, key) in self._borrowed:
+                    t.cast(Console, pooler.console).set(key, self._borrowed[pooler, key], limit)
+                    del self._borrowed[pooler, key]
+
+        self._each(shorten)
+        if bloated:
+            time.sleep(min(IDLE_SECONDS + MAINTENANCE_SECONDS, limit.left / 8))
+            self._each(give_back, among=bloated.__contains__)
 
     def quicken_logins(self, bound: Deadline) -> None:
         """A PAUSE that meets a server connection in login makes PgBouncer take the pool for failed: let that last no longer than a moment, and avoid it.
@@ -500,6 +545,8 @@ class Redirection:
         """
         self._reload_and_resume(limit, lambda pooler: [name for name in pooler.paused if name not in self._deferred(pooler)])
         paused_ms = self.paused_ms
+        time.sleep(CLIENTS_FIRST_SECONDS)
+        self._run.mark(None)
         self._each(lambda pooler: self._check(pooler, limit, besides=self._deferred(pooler)))
         return paused_ms
 
@@ -541,6 +588,7 @@ class Redirection:
         self._each(begin, lambda pooler: t.cast(Console, pooler.console).finish(limit), among=among)
         self._run.mark("reload")
         self._each(finish, restore, among=among)
+        self._run.mark("resume")
 
     @staticmethod
     def _check(pooler: Pooler, limit: Deadline, besides: t.Collection[str] = ()) -> None:

@@ -92,6 +92,9 @@ class Switchover(Operation):
                 pooler.ends = pooler.view.session_pools
         if session and not any(pooler.view.problem for pooler in poolers):
             self._warn_of_direct_sessions(cluster, session, clients, poolers)
+        if session:
+            # The primary's stop would wait for its backend to end.
+            session.close()
         return Seen(cluster, candidate, poolers, around, problems, fenced_down)
 
     def _followers(self, cluster: Cluster, candidate: Node) -> dict[str, t.Any]:

@@ -54,8 +54,6 @@ FRESH_SEGMENT = (
     "SELECT pg_switch_wal() FROM pg_settings WHERE name = 'wal_segment_size' AND current_setting('archive_mode') = 'off'"
     " AND (pg_current_wal_insert_lsn() - '0/0') % setting::bigint > setting::bigint / 2"
 )
-# The poolers log in to the new primary now. Where it shares processors with the old one, a start of that would make them wait.
-CLIENTS_FIRST_SECONDS = 0.03
 
 
 @dataclasses.dataclass
@@ -319,8 +317,12 @@ class Window:
         head = lsn_to_int(self.old.ask_value("SELECT pg_current_wal_flush_lsn()", deadline) or "0/0")
         self._wait_for_replay(head, deadline.within(params["timeout"]))
         run.mark("catch_up")
+        self.redirection.warm_up(deadline.within(params["timeout"]))
+        run.mark("warm_up")
         # A checkpoint can take minutes, in which transactions grow old.
         self.checks.look_again(self.old)
+        # Its backend would have to end before the old primary can.
+        self.old.close()
 
     def _set(self, node: Node, session: Session, name: str, value: str) -> t.Callable[[], None]:
         """ALTER SYSTEM; returns its undo, which has a session of its own because this one may not survive."""
@@ -371,6 +373,8 @@ class Window:
         self.phase = "pause"
         self.redirection.prove_files(self.limit)
         run.mark("prove_files")
+        self.redirection.close_idle(self.limit)
+        run.mark("close_idle")
         bound = self.limit.within(run.params["pause_timeout"])
         self.redirection.quicken_logins(bound)
         run.mark("wait_for_logins")
@@ -413,9 +417,8 @@ class Window:
     def resume(self) -> None:
         run = self.run
         self.phase = "resume"
-        paused_ms = self.redirection.let_go(self.limit)
-        run.mark("resume")
-        run.result["paused_ms"] = paused_ms
+        run.result["paused_ms"] = self.redirection.let_go(self.limit)
+        run.mark("check_poolers")
 
     # -- after the window ------------------------------------------------------------------------------------------
 
@@ -427,7 +430,6 @@ class Window:
         # Slots first: a follower that names one does not stream without it.
         if self._slots_wanted:
             self.finish.ensure_slot(self.old_node)
-        time.sleep(CLIENTS_FIRST_SECONDS)
         run.mark(None)
         self.guard_node.start("start", timeout=self.timeout)
         # Clients that commit synchronously have begun to wait. What fails here fails again in the step that is about that standby.
