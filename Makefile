@@ -18,7 +18,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 SOURCES := $(shell git ls-files -co --exclude-standard 2>/dev/null || find . -type f -not -path './.*')
 export ANSIBLE_COLLECTIONS_PATH := $(COLLECTIONS)
 
-.PHONY: help demo demo-down test test-packages lint sanity unit integration end-to-end bench endurance chaos matrix build clean \
+.PHONY: help demo demo-down test test-packages lint sanity unit integration integration-long end-to-end bench endurance chaos matrix build clean \
   lab-ready lab-ready-trixie lab-up lab-down lab-shell molecule molecule-ci
 
 help:
@@ -64,7 +64,7 @@ demo-down: $(VENV)/.controller ## remove the demo completely
 
 # ---- tests ----------------------------------------------------------------------------------------------------------
 
-test: lint sanity unit integration end-to-end ## everything that CI runs
+test: lint sanity unit integration end-to-end molecule-ci ## everything that CI runs
 
 test-packages:
 	@$(SUDO) tools/install_test_packages.sh
@@ -92,11 +92,17 @@ unit: $(VENV)/.tests
 	$(BIN)/python tools/link_checkout.py
 	$(BIN)/pytest -q -n 2 tests/unit
 
+INTEGRATION := tini -s -- $(BIN)/pytest -q -n 4 --dist loadfile --no-loadscope-reorder --durations 25 tests/integration
+
 integration: $(VENV)/.tests test-packages build
 	$(BIN)/python tools/link_checkout.py
 	# Each file on one worker, those of minutes first (tests/integration/conftest.py). Servers that a test kills need a parent that collects them, or PostgreSQL takes
 	# them for living ones: process 1 of a container may be late with it or never do it.
-	$(SUDO) tini -s -- $(BIN)/pytest -q -n 4 --dist loadfile --no-loadscope-reorder --durations 25 tests/integration
+	$(SUDO) $(INTEGRATION) -m 'not long'
+
+integration-long: $(VENV)/.tests test-packages build ## the integration tests that make test leaves out
+	$(BIN)/python tools/link_checkout.py
+	$(SUDO) $(INTEGRATION) -m long
 
 end-to-end: build
 	@$(SUDO) $(BIN)/python tools/demo_test.py

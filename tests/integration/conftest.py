@@ -13,7 +13,16 @@ LONG = [
 ]  # fmt: skip
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "long: for make integration-long only, as it takes minutes and most of what it shows is shown by others, too")
+    config.addinivalue_line("markers", "long_with(generation): long with this PoWA, but not with the other one")
+
+
 def pytest_collection_modifyitems(items):
+    for item in items:
+        for mark in item.iter_markers("long_with"):
+            if item.callspec.params["generation"].name in mark.args:
+                item.add_marker("long")
     items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
 
 

@@ -30,6 +30,7 @@ def streams(site, name):
     return node.value("SELECT sender_port FROM pg_stat_wal_receiver")
 
 
+@pytest.mark.long
 def test_a_copy_says_how_far_it_is(site):
     """Through check mode, the real run, and both again."""
     node, before = site.node("db3"), age(site.node("db3"))
@@ -85,6 +86,7 @@ def test_what_the_module_says_is_read_last(site):
     assert "nothing copied" in output, output
 
 
+@pytest.mark.long
 def test_a_method_of_ones_own_is_judged_by_the_servers(site):
     """The worked example of the documentation: the directory of a standby that is down serves as the copy."""
     node, copy = site.node("db3"), site.node("db2")

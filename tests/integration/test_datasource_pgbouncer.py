@@ -304,6 +304,7 @@ def test_the_playbook_says_what_is_wrong(site, tmp_path):
     assert site.db1.sql("SELECT 1 FROM pg_proc WHERE proname IN ('powa_own_src', 'powa_replication_src')", dbname="powa") == []
 
 
+@pytest.mark.long_with("powa4")
 def test_a_declaration_of_ones_own_comes_and_goes(site, tmp_path):
     own = tmp_path / "own.yml"
     declared = {"name": "own", "columns": [{"name": "answer", "type": "integer", "kind": "gauge"}], "query": "SELECT {{ own_answer | int }} AS answer"}

@@ -26,6 +26,7 @@ def position(server, expression="pg_current_wal_lsn()"):
     return server.value("SELECT pg_wal_lsn_diff(%s, '0/0')::bigint" % expression)
 
 
+@pytest.mark.long_with("powa4")
 def test_from_deployment_to_promotion(site):
     """One story, as each step needs the one before: deployed, idle, replay paused, a slot that loses its WAL, no upstream, promoted."""
     primary, standby = site.db1, site.db2

@@ -292,6 +292,7 @@ def test_hosts_are_reached_as_handyrep_reached_them(own_lab, monkeypatch):
     assert nodes and poolers and len(nodes) + len(poolers) == len(guardians)
 
 
+@pytest.mark.long
 def test_a_lost_primary_is_replaced_and_comes_back(own_lab):
     """What HandyRep's failover and clone did, by a person: proof instead of trust, and nothing is wiped."""
     migrated = Migrated(own_lab)

@@ -108,6 +108,7 @@ def test_the_whole_life(site):
     assert not ended["restart_required"] and ended["mode"] == "off" and ended["changed"] is False
 
 
+@pytest.mark.long_with("powa4")
 def test_a_library_takes_the_place_of_the_command(lab, generation):
     found = Archived(lab, "library-" + generation.name, settings={"archive_mode": "on", "archive_command": "false %p"}, system=generation.system)
     found.server.init()

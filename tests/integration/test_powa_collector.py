@@ -76,6 +76,7 @@ def collector_login(repository):
     return {**repository.login, "login_user": "collector", "login_password": COLLECTOR_PASSWORD}
 
 
+@pytest.mark.long_with("powa4")
 def test_from_no_collector_to_snapshots_of_every_server(site):
     """One story, as each step needs the one before: no collector, workers, a new server, a wrong password, a server that goes."""
     repository, (first, second), daemon = site.repository, site.remotes, site.daemon
@@ -218,6 +219,7 @@ def test_what_takes_effect_by_itself_and_what_needs_a_reload_or_a_restart(site):
     assert needs(port=first.port + 1) == (False, True)
 
 
+@pytest.mark.long_with("powa4")
 def test_a_collector_that_cannot_answer_any_more(site):
     first, second = site.remotes
     site.register(entry(first), entry(second))

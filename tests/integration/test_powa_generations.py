@@ -73,6 +73,7 @@ def qualified(server, relation):
         return [name for (name,) in connection.execute(found, [relation]).fetchall()]
 
 
+@pytest.mark.long_with("powa4")
 def test_without_a_superuser_from_nothing_to_snapshots_of_all_sources(lab, generation, repository, remote):
     here, there = SCHEMAS[generation.name]
     stored = {

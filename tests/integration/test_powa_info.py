@@ -110,6 +110,7 @@ def drop_extension(node, name):
     wait_until(dropped, 60)
 
 
+@pytest.mark.long_with("powa4")
 def test_one_repository_through_good_and_bad_days(site):
     """One story, as each step needs the state that the one before has left."""
     repository, (first, second) = site.repository, site.remotes

@@ -95,6 +95,7 @@ def site(generation):
     lab.close()
 
 
+@pytest.mark.long_with("powa4")
 def test_web_shows_the_servers_of_every_repository(site):
     code, output, changes = site.play("powa_web")
     assert code == 0 and changes, output[-4000:]
@@ -142,6 +143,7 @@ def test_a_collector_that_could_not_log_in_is_not_configured(site, variables, wo
     assert code != 0 and words in output and not directory.exists(), output[-3000:]
 
 
+@pytest.mark.long_with("powa4")
 def test_a_collector_that_does_not_fit_the_repository_is_not_configured(site):
     installed = HOST.run(["powa-collector", "--version"]).split()[-1]
     code, output, _changes = site.play("powa_collector", powa_collector_use_server_alias=True)

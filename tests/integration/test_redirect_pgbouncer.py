@@ -172,6 +172,7 @@ METHOD = """
 """
 
 
+@pytest.mark.long
 def test_a_method_of_ones_own_is_proved(redirection):
     method = redirection.base / "lead.yml"
     method.write_text(METHOD)

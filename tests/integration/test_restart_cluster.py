@@ -181,6 +181,7 @@ METHOD = """\
 """
 
 
+@pytest.mark.long
 def test_a_method_of_ones_own_is_run_and_not_believed(site):
     method = site.lab.path / "restart.yml"
     method.write_text(METHOD)

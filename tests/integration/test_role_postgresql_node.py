@@ -128,6 +128,7 @@ def test_one_primary_and_two_standbys_stream(site):
         assert not list((site.base / node).glob("*.initdb"))
 
 
+@pytest.mark.long
 def test_second_run_and_check_mode_change_nothing(site):
     site.install = True
     try:
@@ -157,6 +158,7 @@ def test_settings_reload_and_only_say_that_a_restart_is_needed(site):
     site.play()
 
 
+@pytest.mark.long
 def test_after_a_switchover_nothing_changes(site):
     """The role follows the live state: another node is the primary, and the old one its standby."""
     old = site.primary()

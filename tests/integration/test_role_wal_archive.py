@@ -149,6 +149,7 @@ def test_wrong_variables_fail_before_anything_is_made(lab, variables, words):
     assert words in " ".join(output.split()) and not cluster.directory.exists() and not cluster.script.exists()
 
 
+@pytest.mark.long
 def test_the_archive_is_cleaned_while_nobody_else_works_on_the_cluster(own_lab):
     cluster = Cluster(own_lab)
     cluster.play()
@@ -211,6 +212,7 @@ METHOD = """
 """
 
 
+@pytest.mark.long
 def test_a_method_of_ones_own_must_leave_what_is_needed(own_lab):
     cluster = Cluster(own_lab)
     cluster.play()
@@ -233,6 +235,7 @@ def test_a_method_of_ones_own_must_leave_what_is_needed(own_lab):
     assert "greedy.yml has removed WAL that is needed" in " ".join(output.split()), output
 
 
+@pytest.mark.long
 def test_a_whole_site_with_its_archive(own_lab):
     """deploy_site makes the instance and has it archive from its first start on; a second run changes nothing."""
     site = types.SimpleNamespace(lab=own_lab, nodes=[], poolers=[])
