@@ -45,6 +45,7 @@ def test_a_scheduler_that_looks_and_replaces_what_is_lost(site):
     assert db1.in_recovery and site.primaries == [new]
 
 
+@pytest.mark.long
 def test_a_host_that_does_not_answer(site):
     """Its pooler and the other hosts give the lock; the primary is vouched for."""
     db1, db2, db3 = site.nodes

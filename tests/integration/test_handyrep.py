@@ -239,6 +239,7 @@ def test_a_restart_in_check_mode_changes_nothing(migrated):
     assert {node.name: node.value("SELECT pg_postmaster_start_time()") for node in migrated.site.nodes} == started
 
 
+@pytest.mark.long
 def test_poolers_get_the_entries_of_handyreps_database_list(migrated):
     """Those of database_list and of HandyRep's own database, with its suffix; all else in pgbouncer.ini stays."""
     (pooler,) = migrated.site.poolers

@@ -184,6 +184,7 @@ def test_a_limit_does_not_make_a_majority(runs):
     assert "1 of 3 hosts have given it" in output and "db1 did not answer or is not in this run" in output and runs.held() == {}
 
 
+@pytest.mark.long
 def test_a_minority_held_by_another_does_not_matter_and_stays(runs):
     """For example what was left on a host that could not be reached when its lock was given back."""
     inventory = runs.inventory(SHOP)
@@ -259,6 +260,7 @@ def test_the_lock_of_a_killed_run_is_released_by_name(runs):
     assert "nobody holds it" in output
 
 
+@pytest.mark.long
 def test_a_deployment_works_alone_on_each_cluster(runs):
     """Its hosts have nothing to do here, so that only the lock is there to stop it."""
     inventory = runs.inventory({**SHOP, "store": ["db5"]})

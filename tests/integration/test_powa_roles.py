@@ -147,6 +147,7 @@ def test_a_server_that_goes_restarts_the_collector_and_a_dead_one_is_started(sit
     assert site.collector_pid != pid
 
 
+@pytest.mark.long
 def test_web(site, deployed):
     assert deployed and site.play(WEB_PLAY)[1]["monitor"] > 0
     assert site.changes_nothing(WEB_PLAY)

@@ -145,6 +145,7 @@ def test_two_primaries_change_nothing(redirection):
     assert "no node that answers is a primary" in output and redirection.ports() == before
 
 
+@pytest.mark.long
 def test_the_entries_of_handyrep_are_made(redirection):
     db1, db2, db3 = redirection.site.nodes
     wanted = {"pgbouncer_database_list": ["app", "postgres"], "pgbouncer_all_replicas": True, "pgbouncer_extra_connect_param": "pool_size=7"}

@@ -111,6 +111,7 @@ def test_in_place_clients_see_no_error(site):
     assert values(site, "max_connections") == {wanted} and site.primary.name == primary
 
 
+@pytest.mark.long
 def test_lower_settings_go_to_the_primary_first_and_by_no_other_way(site):
     wanted, before = str(int(site.primary.value("SHOW max_connections")) - 20), started(site)
     configure(site, max_connections=wanted)

@@ -71,6 +71,7 @@ def site(lab):
     return site
 
 
+@pytest.mark.long
 def test_a_second_run_and_check_mode_find_nothing_to_do(site):
     for arguments in ((), ("--check", "--diff")):
         output, changes = site.play(*arguments)
