@@ -18,7 +18,8 @@ from .connection import Session
 from .standby import RECEIVER
 
 # Each value is NULL where the role may not see it; a role in pg_monitor sees all of them. The receiver is looked at once: it comes and goes, and
-# what is said of it has to agree.
+# what is said of it has to agree. Positions are read before everything that tells a timeline: one of the next timeline would pass for WAL that the upstream
+# does not have.
 _STATE = (
     """
 SELECT json_build_object(
@@ -43,8 +44,8 @@ SELECT json_build_object(
   'redo_lsn', (SELECT redo_lsn FROM pg_control_checkpoint()),
   'wal_segment_size', (SELECT bytes_per_wal_segment FROM pg_control_init()),
   'current_lsn', CASE WHEN NOT recovering THEN pg_current_wal_lsn() END,
-  'received_lsn', CASE WHEN recovering THEN pg_last_wal_receive_lsn() END,
-  'replayed_lsn', CASE WHEN recovering THEN pg_last_wal_replay_lsn() END,
+  'received_lsn', CASE WHEN recovering THEN received END,
+  'replayed_lsn', CASE WHEN recovering THEN replayed END,
   'replay_paused', CASE WHEN recovering THEN pg_is_wal_replay_paused() ELSE false END,
   'apply_delay_seconds', (SELECT setting::float8 / 1000 FROM pg_settings WHERE name = 'recovery_min_apply_delay'),
   'may_list_wal', has_function_privilege('pg_ls_waldir()', 'EXECUTE'),
@@ -86,7 +87,7 @@ SELECT json_build_object(
       'last_failed_wal', last_failed_wal, 'last_failed_at', last_failed_time,
       'failing', current_setting('archive_mode') <> 'off' AND last_failed_time IS NOT NULL
                  AND (last_archived_time IS NULL OR last_failed_time > last_archived_time)) FROM pg_stat_archiver)
-)::text FROM (SELECT pg_is_in_recovery() AS recovering) AS r LEFT JOIN ("""
+)::text FROM (SELECT pg_is_in_recovery() AS recovering, pg_last_wal_receive_lsn() AS received, pg_last_wal_replay_lsn() AS replayed) AS r LEFT JOIN ("""
     + RECEIVER
     + ") AS receiver ON true"
 )
