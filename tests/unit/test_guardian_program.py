@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import stat
@@ -953,6 +954,53 @@ def test_a_recovery_that_fails_is_told_and_written_down(home, notes):
     guardian.handle({"do": "stop", "timeout": 5})
     assert "recovery failed" in guardian.recover("the time limit has passed") and "disk full" in guardian.recovered
     assert notes == ["pgfleet.ops switchover guardian (node): %s" % guardian.recovered]
+
+
+@pytest.mark.parametrize("stays", [True, False])
+@pytest.mark.parametrize(
+    ("requests", "why"),
+    [
+        ([], ["the time limit has passed", "the controlling process is gone"]),
+        (["recover"], ["the time limit has passed", "asked to"]),
+        (["disarm"], ["the time limit has passed", "the controlling process is gone"]),
+    ],
+    ids=["it dies", "it gives up", "it goes on as if nothing had been"],
+)
+def test_what_a_late_controller_pauses_is_put_back_again(monkeypatch, notes, requests, why, stays):
+    """It slept right before its PAUSE until the limit had passed, and sends it when it wakes up."""
+
+    class Part:
+        put_back_again = True
+
+        def __init__(self):
+            self.paused = False
+
+        def recover(self, _patience):
+            self.paused = False
+            return "resumed"
+
+        def needed(self):
+            return self.paused
+
+    part, late = Part(), ["PAUSE"]
+    guardian = program.Guardian(part, 5)
+    guardian.handle({"do": "arm", "limit": 0, "stays": stays})
+    # The limit passes; then the controller wakes up and sends what it was about to; then nothing comes any more.
+    chunks = [json.dumps({"do": name}).encode() + b"\n" for name in requests] + [b""]
+
+    def select(*_arguments):
+        if not guardian.recovered:
+            return [], [], []
+        part.paused |= bool(late and late.pop())
+        return [0], [], []
+
+    monkeypatch.setattr(program, "select", types.SimpleNamespace(select=select))
+    monkeypatch.setattr(program, "os", types.SimpleNamespace(read=lambda *_: chunks.pop(0), write=lambda *_: None))
+    asked = []
+    recover = guardian.recover
+    monkeypatch.setattr(guardian, "recover", lambda reason: asked.append(reason) or recover(reason))
+    guardian.serve()
+    assert asked == why and not late and not part.paused
 
 
 @pytest.mark.parametrize("unsettled", [True, False])

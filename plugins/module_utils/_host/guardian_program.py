@@ -191,6 +191,9 @@ def knock(host, port, timeout):
 class Part:
     """What a guardian guards."""
 
+    # Whether a controller can take away by itself what was put back: a PAUSE goes past the guardian.
+    put_back_again = False
+
     @staticmethod
     def knock(addresses, timeout):
         """What this host sees of others: for each host and port what ``knock`` says, all at once."""
@@ -562,6 +565,8 @@ class Node(Part):
 class Pooler(Part):
     """One PgBouncer on this host: the file with its [databases] section, and its console."""
 
+    put_back_again = True
+
     def __init__(self, config_file):
         self.file = config_file
         self.directions = []
@@ -828,6 +833,7 @@ class Pooler(Part):
 class Pause:
     """Poolers that one operation pauses. What it paused is resumed, nothing else; nobody is asked where the entries lead."""
 
+    put_back_again = True
     title = "guardian of a pause"
 
     def __init__(self):
@@ -915,8 +921,16 @@ class Guardian:
         self.armed_until = None
         self.stays = False
         self.recovered = None
+        self._was_asked = False
 
     def recover(self, why):
+        """Put the part back. Returns how that went.
+
+        A controller that slept until the limit had passed may send the PAUSE that it was about to send when it wakes up. So what was put back is put back
+        again when it says that it gives up, or is gone.
+        """
+        if self.recovered and not self.part.put_back_again:
+            return self.recovered
         self.armed_until = None
         try:
             outcome = self.part.recover(self.patience)
@@ -933,7 +947,8 @@ class Guardian:
             self.armed_until = None
             return None
         if name == "recover":
-            return self.recovered or self.recover("asked to")
+            self._was_asked = True
+            return self.recover("asked to")
         if self.recovered and name not in ("look", "let_nobody_in"):
             raise Failure("it has been put back already (%s)" % self.recovered)
         if name == "arm":
@@ -961,9 +976,9 @@ class Guardian:
                 continue
             chunk = os.read(0, 65536)
             if not chunk:
-                if self.stays:
+                if self.stays and not self.recovered:
                     self.stay()
-                elif self.armed_until is not None:
+                elif self.armed_until is not None or (self.recovered and not self._was_asked):
                     self.recover("the controlling process is gone")
                 if getattr(self.part, "unsettled", False):
                     self.part.linger()
