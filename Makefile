@@ -92,17 +92,14 @@ unit: $(VENV)/.tests
 	$(BIN)/python tools/link_checkout.py
 	$(BIN)/pytest -q -n 2 tests/unit
 
-INTEGRATION := tini -s -- $(BIN)/pytest -q -n 4 --dist loadfile --no-loadscope-reorder --durations 25 tests/integration
-
-integration: $(VENV)/.tests test-packages build
+integration: MARKED := not long
+integration-long: MARKED := long
+integration-long: ## the integration tests that make test leaves out
+integration integration-long: $(VENV)/.tests test-packages build
 	$(BIN)/python tools/link_checkout.py
 	# Each file on one worker, those of minutes first (tests/integration/conftest.py). Servers that a test kills need a parent that collects them, or PostgreSQL takes
 	# them for living ones: process 1 of a container may be late with it or never do it.
-	$(SUDO) $(INTEGRATION) -m 'not long'
-
-integration-long: $(VENV)/.tests test-packages build ## the integration tests that make test leaves out
-	$(BIN)/python tools/link_checkout.py
-	$(SUDO) $(INTEGRATION) -m long
+	$(SUDO) tini -s -- $(BIN)/pytest -q -n 4 --dist loadfile --no-loadscope-reorder --durations 25 tests/integration -m '$(MARKED)'
 
 end-to-end: build
 	@$(SUDO) $(BIN)/python tools/demo_test.py

@@ -619,11 +619,12 @@ class Pooler(Part):
             direction["session"] = None
             # A node that may be down is asked when it matters.
             if direction["node"] and not direction.get("may_be_down"):
-                direction["session"] = self._connect(direction["node"])
+                session = self._connect(direction["node"])
                 if direction.get("will_stop"):
                     # It can be reached. The backend would have to end, one more, before the server can, while clients wait.
-                    direction["session"].close()
-                    direction["session"] = None
+                    session.close()
+                else:
+                    direction["session"] = session
 
     def _claim(self):
         """Whether no other guardian is at work on this pooler. It lasts until _unclaim() or the end of this process, and leaves no file."""

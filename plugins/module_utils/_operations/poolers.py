@@ -430,8 +430,7 @@ class Redirection:
         def give_back(pooler: Pooler) -> None:
             for key in ("server_idle_timeout", "min_pool_size"):
                 if (pooler, key) in self._borrowed:
-                    t.cast(Console, pooler.console).set(key, self._borrowed[pooler, key], limit)
-                    del self._borrowed[pooler, key]
+                    self._give_back(pooler, key, t.cast(Console, pooler.console), limit)
 
         self._each(shorten)
         if bloated:
@@ -455,6 +454,10 @@ class Redirection:
     def _borrow(self, pooler: Pooler, key: str, value: str, bound: Deadline) -> None:
         self._borrowed[pooler, key] = pooler.settings[key] or ""
         t.cast(Console, pooler.console).set(key, value, bound)
+
+    def _give_back(self, pooler: Pooler, key: str, console: Console, bound: Deadline | None = None) -> None:
+        console.set(key, self._borrowed[pooler, key], bound)
+        del self._borrowed[pooler, key]
 
     @staticmethod
     def _wait_for_logins(console: Console, bound: Deadline) -> None:
@@ -545,6 +548,7 @@ class Redirection:
         """
         self._reload_and_resume(limit, lambda pooler: [name for name in pooler.paused if name not in self._deferred(pooler)])
         paused_ms = self.paused_ms
+        self._run.mark("resume")
         time.sleep(CLIENTS_FIRST_SECONDS)
         self._run.mark(None)
         self._each(lambda pooler: self._check(pooler, limit, besides=self._deferred(pooler)))
@@ -588,7 +592,6 @@ class Redirection:
         self._each(begin, lambda pooler: t.cast(Console, pooler.console).finish(limit), among=among)
         self._run.mark("reload")
         self._each(finish, restore, among=among)
-        self._run.mark("resume")
 
     @staticmethod
     def _check(pooler: Pooler, limit: Deadline, besides: t.Collection[str] = ()) -> None:
@@ -639,19 +642,18 @@ class Redirection:
         return [change.name for change in pooler.changes if self._old and leads_to(self._old, change.after)]
 
     def restore_settings(self) -> None:
-        """What quicken_logins has set. On a console of its own: the other one may be busy with a PAUSE that has not ended.
+        """What close_idle and quicken_logins have set. On a console of its own: the other one may be busy with a PAUSE that has not ended.
 
         Tries every pooler, and those that fail again the next time.
         """
         failed: list[OperationError] = []
-        for (pooler, key), value in list(self._borrowed.items()):
+        for pooler, key in list(self._borrowed):
             try:
                 console = Console.open(pooler.target, timeout=5)
                 try:
-                    console.set(key, value)
+                    self._give_back(pooler, key, console)
                 finally:
                     console.close()
-                del self._borrowed[pooler, key]
             except OperationError as error:
                 failed.append(error)
         if failed:
