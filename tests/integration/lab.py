@@ -301,16 +301,19 @@ class PgBouncer:
         self.write_users(SUPERUSER_PASSWORD)
         shutil.chown(self.base, "postgres", "postgres")
 
-    def write_users(self, password):
-        """``password``: plain, or as PostgreSQL stores it."""
-        password = password.replace('"', '""')
-        self._write(self.users_file, '"postgres" "%s"\n"pooler_admin" "%s"\n' % (password, password))
+    def write_users(self, password, **others):
+        """``password``: plain, or as PostgreSQL stores it; also of further users, by name."""
+        users = {"postgres": password, "pooler_admin": password, **others}
+        self._write(self.users_file, "".join('"%s" "%s"\n' % (name, text.replace('"', '""')) for name, text in users.items()))
 
     @staticmethod
     def _write(path, text):
-        path.write_text(text)
-        path.chmod(0o600)
-        shutil.chown(path, "postgres", "postgres")
+        # PgBouncer takes a users' file of the same second, size and inode for the one that it has read.
+        new = path.with_suffix(".new")
+        new.write_text(text)
+        new.chmod(0o600)
+        shutil.chown(new, "postgres", "postgres")
+        new.replace(path)
 
     def start(self):
         self.system.run(["/usr/sbin/pgbouncer", "-d", "-q", self.ini])

@@ -102,6 +102,7 @@ def no_secret_in(printed):
     assert "module_args" in printed  # that much is told
     for number, word in enumerate(secrets()):
         assert word not in printed, "secret %d: %s" % (number, printed[max(0, printed.index(word) - 300) :][:300])
+    assert "SCRAM-SHA-256$" not in printed
 
 
 @pytest.mark.parametrize("candidate", ["db2", "db1"], ids=["there", "back"])

@@ -18,6 +18,7 @@ from conftest import (
     power_off,
     power_on,
     primaries,
+    secret,
     secrets,
     shown_by_powa_web,
     unit,
@@ -124,6 +125,13 @@ def test_the_disk_of_a_pooler_holds_what_it_does_now(pooler):
     for name, line in on_disk.items():
         serves = ask(pooler, "SELECT host(inet_server_addr())", port=6432, user="app", dbname=name)[0][0]
         assert "host=%s " % serves in line + " "
+
+
+@pytest.mark.parametrize("pooler", POOLERS)
+def test_a_pooler_keeps_what_the_nodes_keep_of_a_password(pooler):
+    users = machine(pooler).file("/etc/pgbouncer/userlist.txt").content_string
+    assert '"app" "%s"\n' % ask(FIRST, "SELECT rolpassword FROM pg_authid WHERE rolname = 'app'")[0][0] in users
+    assert not any(secret(name) in users for name in ("app", "stats"))
 
 
 @pytest.mark.parametrize("name", NODES)
