@@ -85,7 +85,8 @@ options:
   wal_directory:
     description:
       - A directory outside of O(data_directory) for the WAL.
-      - Without this option the WAL goes where the directory that is replaced has it.
+      - Without this option the WAL goes where the directory that is replaced has it. What that has elsewhere than here stays as it is.
+      - The root of a mounted file system is refused, as it cannot be replaced; name a directory below it.
     type: path
   max_rate:
     description: Limit of the copy's speed as C(pg_basebackup --max-rate) takes it, for example V(20M).

@@ -155,6 +155,29 @@ def test_tablespaces_and_wal_go_where_they_are_told(own_lab):
     assert sorted(path.name for path in own_lab.path.iterdir()) == ["mapped", "mapped=1", "space=1", "spaces", "wal"]
 
 
+def test_wal_at_the_root_of_a_mounted_file_system(standby, source):
+    """It can be rewound there, but not replaced; that is said before anything is stopped or copied."""
+    wal = standby.base / "wal"
+    wal.mkdir()
+    run(["mount", "-t", "tmpfs", "-o", "size=200m,mode=0700,uid=%d" % pwd.getpwnam("postgres").pw_uid, "tmpfs", wal])
+    try:
+        standby.stop()
+        run(["mv", "-t", wal, *(standby.data / "pg_wal").iterdir()])
+        (standby.data / "pg_wal").rmdir()
+        (standby.data / "pg_wal").symlink_to(wal)
+        standby.start()
+        pid, before = standby.pid, age(standby)
+        for more in ({}, {"wal_directory": wal}):
+            refused(standby, source, "root of a mounted file system; name a directory below it in wal_directory", reclone=True, copy_method="basebackup", **more)
+        assert (standby.pid, age(standby)) == (pid, before)
+        result = call_module("pg_clone", options(standby, source, reclone=True, wal_directory=wal / "main"))
+        assert not result["failed"] and result["streaming"], result
+        assert os.path.realpath(standby.data / "pg_wal") == str(wal / "main")
+    finally:
+        standby.stop("immediate")
+        run(["umount", wal])
+
+
 # What it refuses. Each test looks at the disk and the processes afterwards, not only at the message.
 
 

@@ -132,6 +132,21 @@ def test_killed_primary_whose_wal_the_other_has(own_lab):
     wait_until(lambda: pair.rows() == [("before", 1)], 20)
 
 
+def test_killed_primary_whose_wal_ends_with_a_switch_of_segments(own_lab):
+    """What it needs begins in the next segment, so that it needs none that the new primary has removed meanwhile."""
+    pair = Pair(own_lab, settings={"wal_keep_size": "0"})
+    pair.old.sql("SELECT pg_switch_wal()")
+    last = pair.old.value("SELECT pg_walfile_name(pg_current_wal_lsn() - 1)")
+    caught_up(pair.old, pair.new)
+    crash(pair.old)
+    promote(pair.new).sql("CHECKPOINT")
+    assert pair.new.value("SELECT min(substr(name, 9)) > substr(%s, 9) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'", [last])
+    before = age(pair.old)
+    result = four_steps("pg_clone", pair.options(slot_name="old"))
+    assert (result["copy_method"], result["copied_bytes"], result["streaming"]) == ("rejoin", 0, True), result
+    assert age(pair.old) == before
+
+
 @pytest.mark.parametrize("kill", [False, True], ids=["stopped", "killed"])
 def test_old_primary_with_wal_of_its_own_is_rewound_with_consent_only(own_lab, kill):
     pair = Pair(own_lab).diverge(kill)
@@ -344,6 +359,29 @@ def test_two_promotions_to_one_timeline_at_one_place(own_lab):
     result = call_module("pg_clone", pair.options(reclone=True))
     assert not result["failed"] and result["copy_method"] == "basebackup", result
     pair.wait_for_rows()
+
+
+def test_two_promotions_to_one_timeline_and_the_segment_that_tells_is_gone(own_lab):
+    """One ends with a switch of segments, and the other has removed that segment: the next one still says what was before it."""
+    pair = Pair(own_lab, settings={"wal_keep_size": "0"})
+    third = own_lab.postgres("third", settings={"wal_keep_size": "0"}).clone(pair.old)
+    pair.old.wait_for_standbys(2)
+    caught_up(pair.old, pair.new)
+    pair.old.stop("immediate")
+    wait_until(lambda: third.value("SELECT pg_last_wal_replay_lsn()") == pair.new.value("SELECT pg_last_wal_replay_lsn()"), 20)
+    ends = []
+    for node, texts in ((third, ["lost"]), (pair.new, ["after", "and more"])):
+        promote(node)
+        for text in texts:
+            node.sql("INSERT INTO t SELECT -1, %s", [text])
+        node.sql("SELECT pg_switch_wal()")
+        ends.append(node.value("SELECT pg_walfile_name(pg_current_wal_insert_lsn())"))
+    crash(third)
+    assert ends[0] == ends[1]
+    pair.new.sql("CHECKPOINT")
+    assert pair.new.value("SELECT min(substr(name, 9)) = substr(%s, 9) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'", [ends[1]])
+    pair.old = third
+    pair.refused("both have written on that timeline")
 
 
 def test_standby_that_received_more_than_the_new_primary_and_did_not_replay_it(own_lab):

@@ -18,12 +18,15 @@ from .._sql.values import int_to_lsn, lsn_to_int
 from .command import run_command
 
 _SEGMENT = re.compile(r"[0-9A-F]{24}\Z")
-_RECORD = re.compile(r"len \(rec/tot\):\s*\d+/\s*(\d+),.*? lsn: ([0-9A-F]+/[0-9A-F]+)")
+_RECORD = re.compile(r"len \(rec/tot\):\s*\d+/\s*(\d+),.*? lsn: ([0-9A-F]+/[0-9A-F]+),.*? desc: (\w+)")
 # The head of each page: magic, flags, timeline, its position.
 _PAGE = struct.Struct("=HHIQ")
 _LONGEST_PAGE_HEAD = 40
 _RECORD_HEAD = 24
 _PAGE_SIZE = 8192
+# A segment that begins with a record, up to and with what that record says of the one before: the head of its first page, two numbers, a position.
+_BEFORE = struct.Struct("=%dx8xQ" % _LONGEST_PAGE_HEAD)
+SEGMENT_HEAD = _BEFORE.size
 
 
 class Record(t.NamedTuple):
@@ -68,8 +71,10 @@ def last_record(program: str, data_directory: str, timeline: int, start: int, se
         argv = [program, "--path=%s" % place, "--timeline=%d" % timeline, "--start=%s" % int_to_lsn(max(begin, start)), name]
         found = _RECORD.findall(run_command(argv, timeout=600, accept=(0, 1)).stdout)
         if found:
-            length, lsn = found[-1]
-            return Record(lsn_to_int(lsn), lsn_to_int(lsn) + (int(length) + 7) // 8 * 8)
+            length, lsn, what = found[-1]
+            # What is left of a segment after it was switched is not used: the next record begins in the next one.
+            end = begin + segment_size if what == "SWITCH" else lsn_to_int(lsn) + (int(length) + 7) // 8 * 8
+            return Record(lsn_to_int(lsn), end)
         if begin > start:
             # Nothing but the middle of a record that began before.
             return Record(begin, begin)
@@ -80,6 +85,11 @@ def _is_in_use(path: str, begin: int) -> bool:
     with open(path, "rb") as file:
         head = file.read(_PAGE.size)
     return len(head) == _PAGE.size and _PAGE.unpack(head)[3] == begin
+
+
+def record_before(head: bytes) -> int:
+    """Where the last record before a segment begins, by the first SEGMENT_HEAD bytes of a segment that begins with a record (XLogRecord.xl_prev)."""
+    return int(_BEFORE.unpack(head)[0])
 
 
 def before_and_at(data_directory: str, timeline: int, position: int, segment_size: int) -> tuple[int, bytes]:

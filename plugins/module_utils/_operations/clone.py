@@ -403,6 +403,10 @@ class CloneOperation(Operation):
                 problem = "is the source's own directory; set tablespace_mapping"
             elif real == target.real_path or real.startswith(target.real_path + "/"):
                 problem = "is inside the data directory"
+            elif os.path.ismount(real):
+                # Neither can a copy be renamed to it, nor what is in it be set aside.
+                option = "tablespace_mapping" if kind == "tablespace" else "wal_directory"
+                problem = "is the root of a mounted file system; name a directory below it in %s" % option
             elif os.path.lexists(real) and real not in ours:
                 try:
                     problem = None if os.path.isdir(real) and datadir.is_empty(real) else "is not empty and not a part of the directory that is replaced"

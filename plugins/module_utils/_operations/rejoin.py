@@ -21,7 +21,7 @@ from .._cluster.timeline import history_file, parse_history
 from .._errors import CommandFailed, OperationError, QueryFailed, Refused
 from .._host.controldata import ControlData
 from .._host.instance import Instance
-from .._host.wal import Record, before_and_at, last_record, segment_name, segments
+from .._host.wal import SEGMENT_HEAD, Record, before_and_at, last_record, record_before, segment_name, segments
 from .._sql.connection import Session
 from .._sql.values import int_to_lsn, lsn_to_int
 
@@ -257,14 +257,23 @@ class Judge:
             return True
         size = self.control.wal_segment_size
         offset, here = before_and_at(self.instance.data_directory, timeline, last.begin, size)
+        there = self._read_source(timeline, last.begin, offset, len(here))
+        if there:
+            return there == here
+        # The segment is gone there. The next one begins with the place of the record before, which is what PostgreSQL itself would go by.
+        head = self._read_source(timeline, last.end, 0, SEGMENT_HEAD) if last.end > last.begin and last.end % size == 0 else b""
+        return not head or record_before(head) == last.begin
+
+    def _read_source(self, timeline: int, position: int, offset: int, length: int) -> bytes:
+        """What the source has at an offset of the segment of a position; empty where it has none."""
         # A promotion copies the beginning of its segment to a file of the new timeline.
         for later, _begin, _end in self.source.past.spans():
             if later >= timeline:
-                name = segment_name(later, last.begin, size)
-                there = self.session.value("SELECT pg_read_binary_file('pg_wal/' || %s::text, %s, %s, true)", [name, offset, len(here)])
-                if there is not None and len(there) == len(here):
-                    return bytes(there) == here
-        return True
+                name = segment_name(later, position, self.control.wal_segment_size)
+                there = self.session.value("SELECT pg_read_binary_file('pg_wal/' || %s::text, %s, %s, true)", [name, offset, length])
+                if there is not None and len(there) == length:
+                    return bytes(there)
+        return b""
 
     def _rejoin_problem(self, end: int, timeline: int) -> str | None:
         first = self.source.first_segment
