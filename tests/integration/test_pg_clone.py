@@ -168,7 +168,8 @@ def test_wal_at_the_root_of_a_mounted_file_system(standby, source):
         standby.start()
         pid, before = standby.pid, age(standby)
         for more in ({}, {"wal_directory": wal}):
-            refused(standby, source, "root of a mounted file system; name a directory below it in wal_directory", reclone=True, copy_method="basebackup", **more)
+            text = "root of a mounted file system; name a directory below it in wal_directory"
+            refused(standby, source, text, reclone=True, copy_method="basebackup", **more)
         assert (standby.pid, age(standby)) == (pid, before)
         result = call_module("pg_clone", options(standby, source, reclone=True, wal_directory=wal / "main"))
         assert not result["failed"] and result["streaming"], result
