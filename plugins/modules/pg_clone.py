@@ -70,7 +70,7 @@ options:
         (or a C(restore_command)), a source that is on the same timeline as the directory or a newer one (before PostgreSQL 14 also a primary),
         the same tablespaces on both, and a login that is a superuser or may call the functions that C(pg_rewind) calls.
         A directory that was not shut down cleanly is first recovered in single user mode, in which no client can connect.
-      - C(pg_rewind) also copies the source's C(pg_wal), so that with little data and much WAL a new copy may be no slower.
+      - C(pg_rewind) also copies the source's C(pg_wal), so that with little data and much WAL a new copy may be no slower. There must be room for it.
       - A rewind changes the old directory, so that it is not done with O(keep_old). While it lasts the directory has another name, and O(data_directory)
         holds nothing that a server could be started on. A rewind that was broken off is followed by a new copy, by the next run.
     type: str

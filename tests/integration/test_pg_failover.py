@@ -302,6 +302,29 @@ def test_the_best_standby_gets_what_another_one_has(site):
     assert before is not None and other.value("SELECT count(*) FROM public.sent_to_one") == 100
 
 
+def test_a_standby_that_lags_by_segments_still_gets_them(site):
+    """The checkpoint of the new primary removes what nobody holds, and a standby may need seconds before it asks."""
+    old, candidate = site.primary, next(node for node in site.nodes if node.in_recovery)
+    other = next(node for node in site.nodes if node.in_recovery and node is not candidate)
+    caught_up(old, candidate, other)
+    candidate.sql("ALTER SYSTEM SET wal_keep_size = 0")
+    candidate.sql("SELECT pg_reload_conf()")
+    cut_off(other)
+    for _segment in range(2):
+        old.sql("SELECT pg_logical_emit_message(false, '', 'something')")
+        old.sql("SELECT pg_switch_wal()")
+    caught_up(old, candidate)
+    crash(old)
+    driver = driven(site, options(site, candidate=candidate.name), "ask", "step.point.before")
+    assert "AT" in driver.stdout.readline()
+    candidate.sql("CHECKPOINT")
+    result = json.loads(driver.communicate("go\n", timeout=120)[0].splitlines()[-1])
+    assert not result["failed"], result
+    wait_until(lambda: other.value("SELECT received_tli FROM pg_stat_wal_receiver WHERE status = 'streaming'") == result["timeline"], 20)
+    candidate.sql("ALTER SYSTEM RESET wal_keep_size")
+    candidate.sql("SELECT pg_reload_conf()")
+
+
 def test_without_a_candidate_the_one_that_has_most_is_taken(site):
     old = site.primary
     behind, other = (node for node in site.nodes if node is not old)
@@ -408,7 +431,8 @@ def test_two_failovers_at_once(site):
     assert len(done) == 1 and done[0]["primary"] == site.primary.name, results
 
 
-@pytest.mark.parametrize("moment", ["step.promote.before", "step.end.after"])
+# The third to be armed is the candidate's guardian, after those of the poolers.
+@pytest.mark.parametrize("moment", ["step.promote.before", "step.end.after", "guardian.arm#3.before"])
 def test_a_failover_that_fails_before_the_promotion_is_taken_back(site, moment):
     """The server that was ended starts again as what it was, and the poolers lead to it."""
     old = site.primary
@@ -417,6 +441,7 @@ def test_a_failover_that_fails_before_the_promotion_is_taken_back(site, moment):
     result = drive(site, wanted, moment)
     assert result["failed"] and result["error"] == "RolledBack" and result["changed"] is False, result
     assert site.primary is old and not (old.data / "standby.signal").exists() and site.paused() == []
+    assert candidate.value("SELECT count(*) FROM pg_replication_slots") == 0
     for pooler in site.poolers:
         assert writes_through(pooler) == (True, old.port)
 

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pwd
 import signal
 
 import pytest
-from lab import BIN, SUPERUSER_PASSWORD, call_module, four_steps, wait_until
+from lab import BIN, SUPERUSER_PASSWORD, call_module, four_steps, run, wait_until
 from test_pg_clone import age, entries, killed_in, options, slots
 
 
@@ -421,6 +422,28 @@ def test_wal_that_the_source_has_removed(own_lab):
     result = call_module("pg_clone", pair.options(slot_name="old", reclone=True))
     assert not result["failed"] and result["copy_method"] == "basebackup", result
     pair.wait_for_rows()
+
+
+def test_no_room_for_the_wal_of_the_source(own_lab):
+    """pg_rewind would find that out half way, and leave a directory that cannot be started."""
+    pair = Pair(own_lab).diverge(kill=False)
+    disk = own_lab.path / "disk"
+    disk.mkdir()
+    run(["mount", "-t", "tmpfs", "-o", "size=160m,mode=0700,uid=%d" % pwd.getpwnam("postgres").pw_uid, "tmpfs", disk])
+    try:
+        run(["mv", pair.old.data / "pg_wal", disk / "wal"])
+        (pair.old.data / "pg_wal").symlink_to(disk / "wal")
+        for _segment in range(10):
+            pair.new.sql("INSERT INTO t SELECT g, repeat('x', 200) FROM generate_series(1, 10) g")
+            pair.new.sql("SELECT pg_switch_wal()")
+        pair.refused("MB more in %s, where" % (disk / "wal"), copy_method="rewind", reclone=True)
+        result = call_module("pg_clone", pair.options(reclone=True))
+        assert not result["failed"] and result["copy_method"] == "basebackup" and "MB are free" in result["rewind_problem"], result
+        pair.wait_for_rows()
+        assert os.path.realpath(pair.old.data / "pg_wal") == str(disk / "wal") and os.listdir(disk) == ["wal"]
+    finally:
+        pair.old.stop("immediate")
+        run(["umount", disk])
 
 
 def test_a_newer_directory_than_the_source(own_lab):

@@ -340,13 +340,14 @@ class Failover(Operation):
                 "no standby can take over, nothing was changed: %s" % ("; ".join(seen.refusals) or "none answers"), cluster=self.run.describe(seen.cluster)
             )
         self._refuse(seen)
+        candidate = seen.candidate
+        followers = [node for node in seen.cluster.standbys if node is not candidate and not self.run.entry(node)["upstream"]]
         steps = Steps(
-            self.run, self._promotion, seen.looked, seen.candidate, seen.lost, seen.poolers, self._limit,
+            self.run, self._promotion, seen.looked, candidate, seen.lost, followers, seen.poolers, self._limit,
             lambda: self._refuse_if_reached(seen), lambda: self._refuse_loss(seen),
         )  # fmt: skip
         self._steps = steps
         plan = Plan()
-        candidate = seen.candidate
         plan.add("hold every member that can be held", steps.hold)
         if steps.redirection.poolers:
             plan.add("pause %s" % ", ".join(pooler.name for pooler in steps.redirection.poolers), steps.pause)
@@ -379,9 +380,8 @@ class Failover(Operation):
             after={**roles, candidate.name: "primary"},
         )
         add_resume_steps(plan, steps.redirection, steps.lead)
-        for node in seen.cluster.standbys:
-            if node is not candidate and not self.run.entry(node)["upstream"]:
-                plan.add("point %s at %s" % (node.name, candidate.name), bind(steps.follow, node))
+        for node in followers:
+            plan.add("point %s at %s" % (node.name, candidate.name), bind(steps.follow, node))
         plan.add("settle: slots, settings, one verified primary", steps.settle)
         for step in plan.steps:
             step.do = steps.guarded(step.do)

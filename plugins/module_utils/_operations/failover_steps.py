@@ -35,14 +35,15 @@ class Steps:
     """
 
     def __init__(
-        self, run: Run, promotion: Promotion, looked: Looked, candidate: Node, lost: Node | None, poolers: t.Sequence[Pooler], limit_bytes: int,
-        still_silent: t.Callable[[], None], refuse_loss: t.Callable[[], None],
+        self, run: Run, promotion: Promotion, looked: Looked, candidate: Node, lost: Node | None, followers: t.Sequence[Node], poolers: t.Sequence[Pooler],
+        limit_bytes: int, still_silent: t.Callable[[], None], refuse_loss: t.Callable[[], None],
     ) -> None:  # fmt: skip
         self.candidate = candidate
         self.redirection = Redirection(run, poolers, lost, candidate, tolerant=True)
         self._run = run
         self._promotion = promotion
         self._looked = looked
+        self._followers = followers
         self._limit_bytes = limit_bytes
         self._still_silent = still_silent
         self._refuse_loss = refuse_loss
@@ -92,6 +93,8 @@ class Steps:
                 self._taken.remove(name)
             except OperationError as error:
                 outcomes[name] = "it stays fenced: %s" % error.message
+        with contextlib.suppress(OperationError):
+            self._finish.let_go_of_wal()
         if self._borrowed:
             with contextlib.suppress(OperationError):
                 self._give_back()
@@ -172,6 +175,7 @@ class Steps:
         self._still_silent()
         if self._ended:
             self._refuse_loss()
+        self._finish.hold_wal(self._followers)
         self._promotion.max_data_loss_bytes = self._limit_bytes
         self._promotion.promote(self._run.params["promote_timeout"])
         self.promoted = True

@@ -19,6 +19,7 @@ import typing as t
 from .._cluster.fork import Past, find_fork
 from .._cluster.timeline import history_file, parse_history
 from .._errors import CommandFailed, OperationError, QueryFailed, Refused
+from .._host import datadir
 from .._host.controldata import ControlData
 from .._host.instance import Instance
 from .._host.wal import SEGMENT_HEAD, Record, before_and_at, last_record, record_before, segment_name, segments
@@ -52,8 +53,8 @@ class SourcePast:
     rewindable: bool
     """Whether the login may call what pg_rewind calls."""
     tablespaces: tuple[int, ...] = ()
-    first_segment: str | None = None
-    """The oldest WAL file that it still has, without the timeline; None when it does not tell."""
+    segments: t.Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """The WAL files that it has, and their sizes in bytes; empty when it does not tell."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,10 +124,10 @@ def ask_past(session: Session, identified: t.Mapping[str, t.Any], history: str, 
     the source says by SQL.
     """
     timeline = int(identified["timeline"])
-    first = None
+    files = []
     # Not knowing costs a worse message later, no more.
     with contextlib.suppress(QueryFailed):
-        first = session.value("SELECT min(substr(name, 9)) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'")
+        files = session.rows("SELECT name, size FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'")
     return SourcePast(
         past=_parse(timeline, history),
         position=lsn_to_int(identified["xlogpos"]),
@@ -136,7 +137,7 @@ def ask_past(session: Session, identified: t.Mapping[str, t.Any], history: str, 
         reads_files=row["reads_files"],
         rewindable=row["rewindable"],
         tablespaces=tuple(row["tablespaces"]),
-        first_segment=first,
+        segments={file["name"]: file["size"] for file in files},
     )
 
 
@@ -276,7 +277,7 @@ class Judge:
         return b""
 
     def _rejoin_problem(self, end: int, timeline: int) -> str | None:
-        first = self.source.first_segment
+        first = min((name[8:] for name in self.source.segments), default=None)
         needed = segment_name(1, end, self.control.wal_segment_size)[8:]
         if first and first > needed and not self._setting("restore_command"):
             return "the source no longer has the WAL from %s on that it needs to catch up" % int_to_lsn(end)
@@ -289,6 +290,18 @@ class Judge:
         reason += ": about %d bytes are in this directory only" % lost
         restore = bool(self._setting("restore_command"))
         return dataclasses.replace(found, verdict="diverged", reason=reason, lost_bytes=lost, rewind_problem=problem, restore=restore)
+
+    def _wal_problem(self) -> str | None:
+        """Whether there is room for the WAL: pg_rewind copies all of the source, and removes what only the target has at last."""
+        place = self.instance.path("pg_wal")
+        sizes = {name: os.path.getsize(os.path.join(place, name)) for name in segments(self.instance.data_directory)}
+        # A crash recovery before it may begin a segment.
+        more = self.control.wal_segment_size + sum(max(0, size - sizes.get(name, 0)) for name, size in self.source.segments.items())
+        free = datadir.free_bytes(place)
+        if more > free:
+            megabytes = (-(-more // 1048576), os.path.realpath(place), free // 1048576)
+            return "pg_rewind would copy all WAL of the source, which takes %d MB more in %s, where %d MB are free" % megabytes
+        return None
 
     def _rewind_problem(self) -> str | None:
         """What can be known without pg_rewind itself."""
@@ -309,6 +322,9 @@ class Judge:
         if missing:
             # pg_rewind would make it where the source has it: on one host that is the source's own.
             return "the source has a tablespace that it does not have (%s)" % ", ".join(map(str, missing))
+        problem = self._wal_problem()
+        if problem:
+            return problem
         if not os.path.exists(self.instance.program("pg_rewind")):
             return "there is no program %s" % self.instance.program("pg_rewind")
         return None

@@ -37,7 +37,7 @@ from .._pgbouncer.console import Console
 from .._sql.connection import Session
 from .._sql.node_state import fetch_node_state
 from .._sql.settings import Setting, change_settings, put_back_settings, read_setting
-from .._sql.standby import ensure_slot, led_conninfo, point_at, receiver
+from .._sql.standby import drop_idle_slot, ensure_slot, led_conninfo, point_at, receiver
 from .._sql.values import lsn_to_int
 from .._wait import Deadline, wait_for
 from .follow import read_history
@@ -76,6 +76,7 @@ class Finish:
         self._timeout = timeout
         self._session: Session | None = None
         self._timeline: int | None = None
+        self._made: list[str] = []
 
     @property
     def session(self) -> Session:
@@ -117,8 +118,23 @@ class Finish:
 
     def ensure_slot(self, node: Node) -> str:
         name = self._run.slot_of(node)
-        ensure_slot(self.session, name)
+        if ensure_slot(self.session, name):
+            self._made.append(name)
         return name
+
+    def hold_wal(self, nodes: t.Iterable[Node]) -> None:
+        """Before the promotion: slots of those that will follow with one. The first checkpoint after it removes what they have not received yet."""
+        for node in nodes:
+            if (node.state or {}).get("primary_slot_name"):
+                try:
+                    self.ensure_slot(node)
+                except OperationError as error:
+                    self._run.warn("WAL that %s may still need is not held on %s: %s" % (node.name, self._primary.name, error.message))
+
+    def let_go_of_wal(self) -> None:
+        """Drop the slots that were made here: the node stays a standby, on which they would hold WAL for ever."""
+        while self._made:
+            drop_idle_slot(self.session, self._made.pop())
 
     def follow(self, node: Node) -> None:
         """Point a running standby at the primary and wait until it streams from there. Raises Refused where it has left the primary's history."""
@@ -171,9 +187,7 @@ class Finish:
         now = self._run.observe()
         for node in now.standbys:
             for name in self._run.stale_slots(now, node):
-                self._run.session(node).execute(
-                    "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s AND NOT active", [name]
-                )
+                drop_idle_slot(self._run.session(node), name)
 
     def reset_retry(self) -> None:
         change_settings(self.session, {"wal_retrieve_retry_interval": None})

@@ -74,10 +74,17 @@ def receiver(session: Session) -> dict[str, t.Any]:
     return session.row(RECEIVER) or {}
 
 
-def ensure_slot(session: Session, name: str) -> None:
-    """A physical slot that holds WAL from now on, not only from its first use."""
-    if not session.value("SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s", [name]):
-        session.execute("SELECT pg_create_physical_replication_slot(%s, true)", [name])
+def ensure_slot(session: Session, name: str) -> bool:
+    """A physical slot that holds WAL from the last checkpoint on, not only from its first use. Whether it was not there."""
+    if session.value("SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s", [name]):
+        return False
+    session.execute("SELECT pg_create_physical_replication_slot(%s, true)", [name])
+    return True
+
+
+def drop_idle_slot(session: Session, name: str) -> None:
+    """Where there is such a slot and nobody uses it now."""
+    session.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s AND NOT active", [name])
 
 
 def connect_for_replication(conninfo: t.Mapping[str, t.Any], password: str | None) -> Session:

@@ -128,7 +128,7 @@ def use_up_wal(node):
 def test_a_primary_whose_disk_is_full(tmp_path):
     """PostgreSQL ends itself when it cannot write WAL, and cannot start again before there is space."""
     wal = "/var/lib/postgresql/15/db1/pg_wal"
-    on("db1", "systemctl stop %s && mkdir /srv/wal && mount -t tmpfs -o size=192m tmpfs /srv/wal && cp -a %s/. /srv/wal && mv %s %s.disk && ln -s /srv/wal %s"
+    on("db1", "systemctl stop %s && mkdir /srv/wal && mount -t tmpfs -o size=512m tmpfs /srv/wal && cp -a %s/. /srv/wal && mv %s %s.disk && ln -s /srv/wal %s"
        " && chown -h postgres: %s && chown postgres: /srv/wal && chmod 700 /srv/wal && systemctl start %s" % (UNIT, *[wal] * 5, UNIT))  # fmt: skip
     wait_for(lambda: cluster_is_whole("db1"), "db1 with its WAL on a disk of its own")
     try:
@@ -144,7 +144,7 @@ def test_a_primary_whose_disk_is_full(tmp_path):
     # With space again it comes back, as a standby.
     must_play("clone_standby", cluster="shop", standby="db1", reclone=True)
     assert cluster_is_whole(primary)
-    # It was rewound, so its WAL is where its owner has put it.
+    # No new copy was made, so its WAL is where its owner has put it.
     assert on("db1", "readlink %s" % wal).strip() == "/srv/wal"
     on("db1", "systemctl stop %s && rm -rf %s %s.disk && mkdir -m 700 %s && cp -a /srv/wal/. %s && chown postgres: %s && systemctl start %s"
        " && umount /srv/wal && rmdir /srv/wal" % (UNIT, *[wal] * 5, UNIT))  # fmt: skip
