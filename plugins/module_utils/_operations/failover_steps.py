@@ -25,6 +25,8 @@ from .switchover_window import Finish
 END_SECONDS = 9
 # How long a standby may take to receive what another one has, in seconds.
 CATCH_UP_SECONDS = 30
+# How long the candidate may take to make slots, or to drop them again, in seconds. All clients wait meanwhile.
+SLOT_SECONDS = 3
 
 
 class Steps:
@@ -94,7 +96,7 @@ class Steps:
             except OperationError as error:
                 outcomes[name] = "it stays fenced: %s" % error.message
         with contextlib.suppress(OperationError):
-            self._finish.let_go_of_wal()
+            self._finish.let_go_of_wal(Deadline(SLOT_SECONDS))
         if self._borrowed:
             with contextlib.suppress(OperationError):
                 self._give_back()
@@ -175,7 +177,7 @@ class Steps:
         self._still_silent()
         if self._ended:
             self._refuse_loss()
-        self._finish.hold_wal(self._followers)
+        self._finish.hold_wal(self._followers, Deadline(SLOT_SECONDS))
         self._promotion.max_data_loss_bytes = self._limit_bytes
         self._promotion.promote(self._run.params["promote_timeout"])
         self.promoted = True

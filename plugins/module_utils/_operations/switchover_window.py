@@ -34,7 +34,7 @@ from .._cluster.timeline import why_diverged
 from .._errors import NotConfirmed, OperationError, Refused, RolledBack, WaitTimeout
 from .._host.guardian import Guardian
 from .._pgbouncer.console import Console
-from .._sql.connection import Session
+from .._sql.connection import Session, connect
 from .._sql.node_state import fetch_node_state
 from .._sql.settings import Setting, change_settings, put_back_settings, read_setting
 from .._sql.standby import drop_idle_slot, ensure_slot, led_conninfo, point_at, receiver
@@ -118,23 +118,33 @@ class Finish:
 
     def ensure_slot(self, node: Node) -> str:
         name = self._run.slot_of(node)
-        if ensure_slot(self.session, name):
-            self._made.append(name)
+        ensure_slot(self.session, name, Deadline(self._timeout))
         return name
 
-    def hold_wal(self, nodes: t.Iterable[Node]) -> None:
+    def hold_wal(self, nodes: t.Iterable[Node], deadline: Deadline) -> None:
         """Before the promotion: slots of those that will follow with one. The first checkpoint after it removes what they have not received yet."""
-        for node in nodes:
-            if (node.state or {}).get("primary_slot_name"):
-                try:
-                    self.ensure_slot(node)
-                except OperationError as error:
-                    self._run.warn("WAL that %s may still need is not held on %s: %s" % (node.name, self._primary.name, error.message))
+        names = {self._run.slot_of(node): node.name for node in nodes if (node.state or {}).get("primary_slot_name")}
+        if not names:
+            return
+        try:
+            # One of its own: it is lost where the server does not answer in time.
+            session = self._run.keep(connect(self._run.target(self._primary), timeout=deadline.left))
+            for name in names:
+                # Without an answer it may be there all the same.
+                self._made.append(name)
+                if not ensure_slot(session, name, deadline):
+                    self._made.remove(name)
+        except OperationError as error:
+            # Whether the promotion is possible at all is found out elsewhere.
+            what = "WAL that %s may still need may be missing on %s" % (", ".join(names.values()), self._primary.name)
+            self._run.warn("%s, as no slot could be made for it before: %s" % (what, error.message))
 
-    def let_go_of_wal(self) -> None:
-        """Drop the slots that were made here: the node stays a standby, on which they would hold WAL for ever."""
-        while self._made:
-            drop_idle_slot(self.session, self._made.pop())
+    def let_go_of_wal(self, deadline: Deadline) -> None:
+        """Drop the slots that were made for that: the node stays a standby, on which they would hold WAL for ever."""
+        if self._made:
+            session = self._run.keep(connect(self._run.target(self._primary), timeout=deadline.left))
+            while self._made:
+                drop_idle_slot(session, self._made.pop(), deadline)
 
     def follow(self, node: Node) -> None:
         """Point a running standby at the primary and wait until it streams from there. Raises Refused where it has left the primary's history."""
@@ -187,7 +197,7 @@ class Finish:
         now = self._run.observe()
         for node in now.standbys:
             for name in self._run.stale_slots(now, node):
-                drop_idle_slot(self._run.session(node), name)
+                drop_idle_slot(self._run.session(node), name, Deadline(self._timeout))
 
     def reset_retry(self) -> None:
         change_settings(self.session, {"wal_retrieve_retry_interval": None})

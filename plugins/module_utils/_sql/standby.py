@@ -12,7 +12,7 @@ import typing as t
 
 from .._errors import Refused
 from .._wait import Deadline
-from .connection import Session, Target, connect
+from .connection import Session, Target, connect, sql
 from .settings import change_settings
 from .values import build_conninfo, parse_conninfo
 
@@ -74,17 +74,22 @@ def receiver(session: Session) -> dict[str, t.Any]:
     return session.row(RECEIVER) or {}
 
 
-def ensure_slot(session: Session, name: str) -> bool:
-    """A physical slot that holds WAL from the last checkpoint on, not only from its first use. Whether it was not there."""
-    if session.value("SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s", [name]):
-        return False
-    session.execute("SELECT pg_create_physical_replication_slot(%s, true)", [name])
-    return True
+def ensure_slot(session: Session, name: str, deadline: Deadline) -> bool:
+    """A physical slot that holds WAL from the last checkpoint on, not only from its first use. Whether it was not there.
+
+    Raises WaitTimeout, after which the session is of no more use.
+    """
+    statement = sql.SQL(
+        "SELECT pg_create_physical_replication_slot(name, true) FROM (VALUES ({}::name)) AS wanted (name)"
+        " WHERE name NOT IN (SELECT slot_name FROM pg_replication_slots)"
+    )
+    return bool(session.ask(statement.format(sql.Literal(name)).as_string(session.connection), deadline))
 
 
-def drop_idle_slot(session: Session, name: str) -> None:
-    """Where there is such a slot and nobody uses it now."""
-    session.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s AND NOT active", [name])
+def drop_idle_slot(session: Session, name: str, deadline: Deadline) -> None:
+    """Where there is such a slot and nobody uses it now. Raises WaitTimeout, after which the session is of no more use."""
+    statement = sql.SQL("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = {} AND NOT active")
+    session.ask(statement.format(sql.Literal(name)).as_string(session.connection), deadline)
 
 
 def connect_for_replication(conninfo: t.Mapping[str, t.Any], password: str | None) -> Session:
