@@ -200,7 +200,7 @@ class Steps:
             self._finish.follow(node)
         except OperationError as error:
             # The others go on.
-            self._stray[node.name] = error.message
+            self._stray[node.name] = str(error).rstrip(".")
         self._run.mark("follow")
 
     def settle(self) -> None:

@@ -189,7 +189,8 @@ class Finish:
             ),
             Deadline(self._timeout),
             interval=0.05,
-            action="See the log of %s: a slot, pg_hba.conf or the password of the replication user may be missing on %s" % (node.name, self._primary.name),
+            action="See the log of %s: a slot, WAL, a line of pg_hba.conf or the password of the replication user may be missing on %s"
+            % (node.name, self._primary.name),
         )
 
     def drop_stale_slots(self) -> None:
