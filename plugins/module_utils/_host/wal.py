@@ -30,10 +30,11 @@ SEGMENT_HEAD = _BEFORE.size
 
 
 class Record(t.NamedTuple):
-    """A WAL record's place, in bytes. ``end`` counts no page heads and may be a few bytes short."""
+    """A WAL record's place, in bytes, and where the next one begins. ``end`` counts no page heads and may be a few bytes short."""
 
     begin: int
     end: int
+    next: int
 
 
 def segments(data_directory: str) -> list[str]:
@@ -72,12 +73,12 @@ def last_record(program: str, data_directory: str, timeline: int, start: int, se
         found = _RECORD.findall(run_command(argv, timeout=600, accept=(0, 1)).stdout)
         if found:
             length, lsn, what = found[-1]
-            # What is left of a segment after it was switched is not used: the next record begins in the next one.
-            end = begin + segment_size if what == "SWITCH" else lsn_to_int(lsn) + (int(length) + 7) // 8 * 8
-            return Record(lsn_to_int(lsn), end)
+            end = lsn_to_int(lsn) + (int(length) + 7) // 8 * 8
+            # What is left of a segment after it was switched is not used.
+            return Record(lsn_to_int(lsn), end, begin + segment_size if what == "SWITCH" else end)
         if begin > start:
             # Nothing but the middle of a record that began before.
-            return Record(begin, begin)
+            return Record(begin, begin, begin)
     return None
 
 

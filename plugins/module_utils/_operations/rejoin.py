@@ -206,7 +206,7 @@ class Judge:
                 int_to_lsn(source.position),
             )
             return dataclasses.replace(found, verdict="ahead", reason=reason, lost_bytes=last.end - source.position)
-        end = last.end if last else max(lsn_to_int(control.checkpoint_lsn), lsn_to_int(control.min_recovery_end_lsn))
+        end = last.next if last else max(lsn_to_int(control.checkpoint_lsn), lsn_to_int(control.min_recovery_end_lsn))
         if last and not self._same_wal(own.timeline, last):
             reason = "its WAL before %s on timeline %d is not the source's: both have written on that timeline" % (int_to_lsn(last.end), own.timeline)
             problem = "pg_rewind goes by timelines, which do not show this"
@@ -262,7 +262,7 @@ class Judge:
         if there:
             return there == here
         # The segment is gone there. The next one begins with the place of the record before, which is what PostgreSQL itself would go by.
-        head = self._read_source(timeline, last.end, 0, SEGMENT_HEAD) if last.end > last.begin and last.end % size == 0 else b""
+        head = self._read_source(timeline, last.next, 0, SEGMENT_HEAD) if last.next > last.begin and last.next % size == 0 else b""
         return not head or record_before(head) == last.begin
 
     def _read_source(self, timeline: int, position: int, offset: int, length: int) -> bytes:
