@@ -36,6 +36,11 @@ def slots(server):
     return {row[0] for row in server.sql("SELECT slot_name FROM pg_replication_slots WHERE NOT temporary")}
 
 
+def mount_disk(path, size):
+    """A file system of its own for the servers' user."""
+    run(["mount", "-t", "tmpfs", "-o", "size=%s,mode=0700,uid=%d" % (size, pwd.getpwnam("postgres").pw_uid), "tmpfs", path])
+
+
 def age(node):
     """Changes when a directory is replaced."""
     return node.data.stat().st_ino
@@ -159,7 +164,7 @@ def test_wal_at_the_root_of_a_mounted_file_system(standby, source):
     """It can be rewound there, but not replaced; that is said before anything is stopped or copied."""
     wal = standby.base / "wal"
     wal.mkdir()
-    run(["mount", "-t", "tmpfs", "-o", "size=200m,mode=0700,uid=%d" % pwd.getpwnam("postgres").pw_uid, "tmpfs", wal])
+    mount_disk(wal, "200m")
     try:
         standby.stop()
         run(["mv", "-t", wal, *(standby.data / "pg_wal").iterdir()])
@@ -541,7 +546,7 @@ def test_killed_after_it_streams_is_only_finished(standby, source):
 def test_free_space_is_looked_at_first(own_lab, source):
     """A file system that is too small: nothing is begun."""
     node = own_lab.postgres("small")
-    run(["mount", "-t", "tmpfs", "-o", "size=40m,mode=0700,uid=%d" % pwd.getpwnam("postgres").pw_uid, "tmpfs", node.base])
+    mount_disk(node.base, "40m")
     try:
         result = call_module("pg_clone", options(node, source, config_file=None, log_file=None, data_directory=node.base / "data", replication_passfile=None,
                                                  replication_password=SUPERUSER_PASSWORD, slot_name="small"))  # fmt: skip

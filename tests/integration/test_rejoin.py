@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pwd
 import signal
 
 import pytest
 from lab import BIN, SUPERUSER_PASSWORD, call_module, four_steps, run, wait_until
-from test_pg_clone import age, entries, killed_in, options, slots
+from test_pg_clone import age, entries, killed_in, mount_disk, options, slots
 
 
 def tree(directory):
@@ -429,7 +428,7 @@ def test_no_room_for_the_wal_of_the_source(own_lab):
     pair = Pair(own_lab).diverge(kill=False)
     disk = own_lab.path / "disk"
     disk.mkdir()
-    run(["mount", "-t", "tmpfs", "-o", "size=160m,mode=0700,uid=%d" % pwd.getpwnam("postgres").pw_uid, "tmpfs", disk])
+    mount_disk(disk, "160m")
     try:
         run(["mv", pair.old.data / "pg_wal", disk / "wal"])
         (pair.old.data / "pg_wal").symlink_to(disk / "wal")

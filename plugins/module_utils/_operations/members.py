@@ -116,8 +116,8 @@ class Run:
     def target(self, node: Node) -> Target:
         return Target.from_params(self.params, host=node.host, port=node.port)
 
-    def session(self, node: Node, read_only: bool = False) -> Session:
-        return self.keep(connect(self.target(node), read_only=read_only))
+    def session(self, node: Node, read_only: bool = False, timeout: float = 10) -> Session:
+        return self.keep(connect(self.target(node), timeout=timeout, read_only=read_only))
 
     def guardian(self, name: str, shell: t.Sequence[str], options: t.Mapping[str, t.Any]) -> Guardian:
         guardian = self._spare_guardians.pop((options["part"], name), None)

@@ -34,7 +34,7 @@ from .._cluster.timeline import why_diverged
 from .._errors import NotConfirmed, OperationError, Refused, RolledBack, WaitTimeout
 from .._host.guardian import Guardian
 from .._pgbouncer.console import Console
-from .._sql.connection import Session, connect
+from .._sql.connection import Session
 from .._sql.node_state import fetch_node_state
 from .._sql.settings import Setting, change_settings, put_back_settings, read_setting
 from .._sql.standby import drop_idle_slot, ensure_slot, led_conninfo, point_at, receiver
@@ -128,7 +128,7 @@ class Finish:
             return
         try:
             # One of its own: it is lost where the server does not answer in time.
-            session = self._run.keep(connect(self._run.target(self._primary), timeout=deadline.left))
+            session = self._run.session(self._primary, timeout=deadline.left)
             for name in names:
                 # Without an answer it may be there all the same.
                 self._made.append(name)
@@ -142,7 +142,7 @@ class Finish:
     def let_go_of_wal(self, deadline: Deadline) -> None:
         """Drop the slots that were made for that: the node stays a standby, on which they would hold WAL for ever."""
         if self._made:
-            session = self._run.keep(connect(self._run.target(self._primary), timeout=deadline.left))
+            session = self._run.session(self._primary, timeout=deadline.left)
             while self._made:
                 drop_idle_slot(session, self._made.pop(), deadline)
 
