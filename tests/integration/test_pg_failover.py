@@ -406,6 +406,12 @@ def test_a_standby_that_has_more_than_the_new_primary_is_left_for_a_rejoin(site)
     assert not result["failed"] and set(result["to_rejoin"]) == {old.name, other.name}, result
     before = (other.data / "postgresql.auto.conf").read_text()
     other.start()
+    # As if it had gone away between the promotion and its turn to follow.
+    candidate.sql("SELECT pg_create_physical_replication_slot(%s, true)", [other.name])
+    for check in (True, False):
+        result = fail_over(site, check=check)
+        assert not result["failed"] and result["changed"], result
+        assert result["plan"] == ["drop slot %s on %s, which holds WAL that %s has no use for" % (other.name, candidate.name, other.name)], result
     for _again in (1, 2):
         result = fail_over(site)
         assert not result["failed"] and not result["changed"] and other.name in result["to_rejoin"], result

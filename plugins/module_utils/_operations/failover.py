@@ -438,6 +438,8 @@ class Failover(Operation):
             stray = not node.streaming or (node.timeline or 0) < (primary.timeline or 0)
             if node.name in seen.diverged:
                 self.run.warn("%s cannot follow %s before it is rewound or cloned: %s" % (node.name, primary.name, seen.diverged[node.name]))
+                for name in self.run.idle_slots(primary, [node]):
+                    plan.add("drop slot %s on %s, which holds WAL that %s has no use for" % (name, primary.name, node.name), bind(finish.drop_slot, name))
             elif stray and upstream is not primary and not self.run.entry(node)["upstream"]:
                 plan.add("point %s at %s" % (node.name, primary.name), bind(finish.follow, node))
         if not plan.changed and self.params["if_primary"] == "fail":

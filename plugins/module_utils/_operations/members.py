@@ -172,9 +172,13 @@ class Run:
     def stale_slots(self, cluster: Cluster, node: Node) -> list[str]:
         """Physical slots on a standby that no member uses there any more: each would hold WAL for ever."""
         # Who cascades from this node, or cannot be asked, may need its slot here.
-        members = {self.slot_of(other) for other in cluster.nodes if other.reachable and self.entry(other)["upstream"] != node.name}
+        return self.idle_slots(node, [other for other in cluster.nodes if other.reachable and self.entry(other)["upstream"] != node.name])
+
+    def idle_slots(self, node: Node, members: t.Iterable[Node]) -> list[str]:
+        """Physical slots on a node that belong to these members and that nobody uses."""
+        names = {self.slot_of(member) for member in members}
         slots = node.state["slots"] if node.state else []
-        return [slot["name"] for slot in slots if slot["type"] == "physical" and not slot["active"] and slot["name"] in members]
+        return [slot["name"] for slot in slots if slot["type"] == "physical" and not slot["active"] and slot["name"] in names]
 
     def uses_slots(self, cluster: Cluster) -> bool:
         return any(self.entry(node)["slot"] or (node.state or {}).get("primary_slot_name") for node in cluster.nodes)

@@ -200,6 +200,10 @@ class Finish:
             for name in self._run.stale_slots(now, node):
                 drop_idle_slot(self._run.session(node), name, Deadline(self._timeout))
 
+    def drop_slot(self, name: str) -> None:
+        """On the primary."""
+        drop_idle_slot(self.session, name, Deadline(self._timeout))
+
     def reset_retry(self) -> None:
         change_settings(self.session, {"wal_retrieve_retry_interval": None})
 
