@@ -8,6 +8,9 @@ import contextlib
 import json
 
 import pytest
+from ansible_collections.pgfleet.ops.plugins.module_utils._sql.connection import Target, connect
+from ansible_collections.pgfleet.ops.plugins.module_utils._sql.standby import ensure_slot
+from ansible_collections.pgfleet.ops.plugins.module_utils._wait import Deadline
 from lab import SUPERUSER_PASSWORD, Lab, call_module, four_steps, wait_until
 
 HBA = """local all all scram-sha-256
@@ -328,21 +331,27 @@ def test_a_slot_that_has_lost_wal_is_made_anew_while_the_wal_is_there(lab):
     """Another standby can be far behind and its slot lost; this one needs none of that WAL."""
     db1, db2, db3 = Fleet(lab, wal_keep_size="0", min_wal_size="32MB", max_wal_size="32MB")
     alter(db1, "max_slot_wal_keep_size", "48")
-    db1.sql("SELECT pg_create_physical_replication_slot('worn', true)")
+    for name in ("worn", "torn"):
+        db1.sql("SELECT pg_create_physical_replication_slot(%s, true)", [name])
 
     def lost():
         db1.sql("SELECT pg_switch_wal()")
         db1.sql("CREATE TABLE IF NOT EXISTS public.filler ()")
         db1.sql("DROP TABLE public.filler")
         db1.sql("CHECKPOINT")
-        return db1.value("SELECT wal_status = 'lost' FROM pg_replication_slots WHERE slot_name = 'worn'")
+        return db1.value("SELECT bool_and(wal_status = 'lost') FROM pg_replication_slots WHERE slot_name IN ('worn', 'torn')")
 
     wait_until(lost, 60)
     caught_up(db1, db2, db3)
     refused(follow(db3, db1, slot_name="worn", create_slot=False), "has lost WAL")
     result = four_steps("pg_follow", options(db3, db1, slot_name="worn"))
-    assert result["slot_name"] == "worn" and slots(db1) == ["db2", "worn"]
+    assert result["slot_name"] == "worn" and slots(db1) == ["db2", "torn", "worn"]
     assert "anew" in result["plan"][0]
+    # What the operations on whole clusters do: it holds WAL from now on, whoever uses it.
+    session = connect(Target("127.0.0.1", db1.port, "postgres", "postgres", SUPERUSER_PASSWORD))
+    assert [ensure_slot(session, "torn", Deadline(10)) for _again in (1, 2)] == [True, False]
+    session.close()
+    assert db1.value("SELECT wal_status FROM pg_replication_slots WHERE slot_name = 'torn'") == "reserved"
 
 
 def test_wal_that_the_upstream_has_removed(lab):

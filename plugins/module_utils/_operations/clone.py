@@ -39,7 +39,7 @@ from .._host.rewind import needed_bytes, reason, recover_command, rewind_command
 from .._module import LOGIN, ArgumentSpec, Operation
 from .._plan import Plan
 from .._sql.connection import Session, Target, connect
-from .._sql.standby import connect_for_replication, receiver
+from .._sql.standby import connect_for_replication, drop_slot_when_idle, ensure_slot, receiver
 from .._sql.values import build_conninfo, parse_conninfo
 from .._wait import Deadline, wait_for
 from .clone_state import CloneState, Source, Space, Standby, is_local, not_enough_space, same_address
@@ -674,23 +674,17 @@ class CloneOperation(Operation):
 
     def _create_slot(self) -> None:
         session = self._connect_source()
-        name = self.params["slot_name"]
         try:
-            if session.value("SELECT wal_status = 'lost' AND NOT active FROM pg_replication_slots WHERE slot_name = %s", [name]):
-                session.execute("SELECT pg_drop_replication_slot(%s)", [name])
-            session.execute("SELECT pg_create_physical_replication_slot(%s, true)", [name])
+            made = ensure_slot(session, self.params["slot_name"], Deadline(30))
         finally:
             session.close()
-        self._undo.append(("slot removed", self._drop_slot))
+        if made:
+            self._undo.append(("slot removed", self._drop_slot))
 
     def _drop_slot(self) -> None:
-        name = self.params["slot_name"]
         session = self._connect_source()
         try:
-            # The walsender of the copy may take a moment to notice that its client is gone.
-            wait_for("the end of the slot's use", lambda: session.value("SELECT active FROM pg_replication_slots WHERE slot_name = %s", [name]),
-                     lambda active: not active, Deadline(30))  # fmt: skip
-            session.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s", [name])
+            drop_slot_when_idle(session, self.params["slot_name"], Deadline(30))
         finally:
             session.close()
 

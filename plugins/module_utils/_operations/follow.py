@@ -26,7 +26,7 @@ from .._plan import Plan
 from .._sql.connection import Session, Target, connect
 from .._sql.node_state import fetch_node_state
 from .._sql.settings import Setting, put_back_settings, read_setting
-from .._sql.standby import SECRET_KEYWORDS, identify_by_replication, led_conninfo, point_at, receiver
+from .._sql.standby import SECRET_KEYWORDS, drop_slot_when_idle, ensure_slot, identify_by_replication, led_conninfo, point_at, receiver
 from .._sql.values import int_to_lsn, parse_conninfo
 from .._wait import Deadline, wait_for
 from .clone import is_local
@@ -522,13 +522,7 @@ class FollowOperation(Operation):
             self._warnings.append(text)
 
     def _create_slot(self, name: str) -> None:
-        session = self._session(self._there)
-        with session.transaction():
-            session.execute(
-                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s AND wal_status = 'lost' AND NOT active", [name]
-            )
-        session.execute("SELECT pg_create_physical_replication_slot(%s, true)", [name])
-        self._created_slot = True
+        self._created_slot = ensure_slot(self._session(self._there), name, Deadline(ANSWER_SECONDS))
 
     def _point(self, seen: Seen) -> None:
         session = self._session(self._here)
@@ -573,13 +567,7 @@ class FollowOperation(Operation):
         """Once its walsender has noticed that the standby is gone."""
         session = connect(target, timeout=ANSWER_SECONDS)
         try:
-            wait_for(
-                "the end of the use of slot %s on %s" % (name, target),
-                lambda: session.value("SELECT active FROM pg_replication_slots WHERE slot_name = %s", [name]),
-                lambda active: not active,
-                Deadline(30),
-            )
-            session.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s", [name])
+            drop_slot_when_idle(session, name, Deadline(30))
         finally:
             session.close()
 

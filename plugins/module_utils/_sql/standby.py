@@ -11,7 +11,7 @@ from __future__ import annotations
 import typing as t
 
 from .._errors import Refused
-from .._wait import Deadline
+from .._wait import Deadline, wait_for
 from .connection import Session, Target, connect, sql
 from .settings import change_settings
 from .values import build_conninfo, parse_conninfo
@@ -77,8 +77,10 @@ def receiver(session: Session) -> dict[str, t.Any]:
 def ensure_slot(session: Session, name: str, deadline: Deadline) -> bool:
     """A physical slot that holds WAL from the last checkpoint on, not only from its first use. Whether it was not there.
 
-    Raises WaitTimeout, after which the session is of no more use.
+    One that has lost WAL serves nobody any more, even where the WAL is there: it is made anew. Raises WaitTimeout, after which the session is of no more
+    use.
     """
+    _drop_slot(session, name, sql.SQL("wal_status = 'lost' AND NOT active"), deadline)
     statement = sql.SQL(
         "SELECT pg_create_physical_replication_slot(name, true) FROM (VALUES ({}::name)) AS wanted (name)"
         " WHERE name NOT IN (SELECT slot_name FROM pg_replication_slots)"
@@ -88,8 +90,23 @@ def ensure_slot(session: Session, name: str, deadline: Deadline) -> bool:
 
 def drop_idle_slot(session: Session, name: str, deadline: Deadline) -> None:
     """Where there is such a slot and nobody uses it now. Raises WaitTimeout, after which the session is of no more use."""
-    statement = sql.SQL("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = {} AND NOT active")
-    session.ask(statement.format(sql.Literal(name)).as_string(session.connection), deadline)
+    _drop_slot(session, name, sql.SQL("NOT active"), deadline)
+
+
+def drop_slot_when_idle(session: Session, name: str, deadline: Deadline) -> None:
+    """A walsender may take a moment to notice that its client is gone. Raises WaitTimeout, QueryFailed where somebody else uses it."""
+    wait_for(
+        "the end of the use of slot %s on %s" % (name, session.target),
+        lambda: session.value("SELECT active FROM pg_replication_slots WHERE slot_name = %s", [name]),
+        lambda active: not active,
+        deadline,
+    )
+    _drop_slot(session, name, sql.SQL("true"), deadline)
+
+
+def _drop_slot(session: Session, name: str, condition: sql.SQL, deadline: Deadline) -> None:
+    statement = sql.SQL("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = {} AND {}")
+    session.ask(statement.format(sql.Literal(name), condition).as_string(session.connection), deadline)
 
 
 def connect_for_replication(conninfo: t.Mapping[str, t.Any], password: str | None) -> Session:
